@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include <limits>
+#include <string>
 #include <tuple>
 
 #include "derive_tree.h"
@@ -18,12 +19,14 @@ using DerivedTree = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
+// Numbers go into messages through std::to_string: a process that has loaded two C++ runtimes may
+// crash in an ostream's number formatting.
 void check_index_vector(const char* name, const at::Tensor& tensor) {
   TORCH_CHECK(tensor.scalar_type() == at::kInt, name, ": expected int32, got ",
               tensor.scalar_type());
-  TORCH_CHECK(tensor.dim() == 1, name, ": expected one dimension, got shape ", tensor.sym_sizes());
-  TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor, got strides ",
-              tensor.sym_strides());
+  TORCH_CHECK(tensor.dim() == 1, name, ": expected one dimension, got ",
+              std::to_string(tensor.dim()));
+  TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor, got a strided one");
 }
 
 // Also the Meta kernel, so that what torch.compile expects cannot drift from what comes out.
@@ -33,7 +36,8 @@ DerivedTree allocate_derived_tree(
   check_index_vector("indptr", indptr);
   TORCH_CHECK(indptr.device() == parents.device(), "indptr: expected on ", parents.device(),
               " as parents are, got ", indptr.device());
-  TORCH_CHECK(words >= 0 && words <= kMaxInt32, "words: expected 0 to 2^31 - 1, got ", words);
+  TORCH_CHECK(words >= 0 && words <= kMaxInt32, "words: expected 0 to 2^31 - 1, got ",
+              std::to_string(words));
   const auto num_nodes = parents.sym_size(0);
   const auto int32 = parents.options();
   return {at::empty_symint({num_nodes}, int32), at::empty_symint({num_nodes}, int32),
@@ -46,9 +50,10 @@ DerivedTree derive_tree_cuda(const at::Tensor& parents, const at::Tensor& indptr
   auto& [depth, first_child, next_sibling, ancestor_bits] = derived;
   const int64_t num_nodes = parents.numel();
   const int64_t batch = indptr.numel() - 1;
-  TORCH_CHECK(num_nodes <= kMaxInt32, "parents: expected at most 2^31 - 1 nodes, got ", num_nodes);
+  TORCH_CHECK(num_nodes <= kMaxInt32, "parents: expected at most 2^31 - 1 nodes, got ",
+              std::to_string(num_nodes));
   TORCH_CHECK(batch >= 0 && batch < kMaxInt32, "indptr: expected 1 to 2^31 - 1 entries, got ",
-              batch + 1);
+              std::to_string(batch + 1));
   const c10::cuda::CUDAGuard guard(parents.device());
   C10_CUDA_CHECK(wanspec::derive_tree(
       parents.const_data_ptr<int32_t>(), indptr.const_data_ptr<int32_t>(),

@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 class Expansion:
     """What one source drew at one node, in order, and what it drew from.
 
-    The distribution is exactly ``weights / sum(weights)`` over `token_ids`: sparse, and quantised before
-    anything was drawn from it. Several draws may name one child.
+    The distribution is exactly ``weights / sum(weights)`` over `token_ids`: sparse, and quantised
+    before anything was drawn from it. Several draws may name one child.
     """
 
     parent: int  # node the draws hang from
@@ -34,7 +34,7 @@ class HostTree:
 
     token_ids: tuple[int, ...]
     parents: tuple[int, ...]
-    expansions: tuple[Expansion, ...] = ()  # under `rejection`; at one node in enrolment order
+    expansions: tuple[Expansion, ...] = ()  # under `rejection`; at one node in order of arrival
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class DraftTree:
     """A batch of trees. Node 0 of each is the root, the last committed token.
 
     Row i of the target's logits scores the token that follows node i. All tensors are int32 on one
-    device. Rows past ``indptr[-1]`` are padding (a captured graph has a fixed capacity): parent -1, and
-    no kernel reads them. ``max_nodes`` and ``max_depth`` are host-side bounds, so that nothing has to
-    wait for the device; they may be larger than this batch needs.
+    device. Rows past ``indptr[-1]`` are padding (a captured graph has a fixed capacity): parent -1,
+    and no kernel reads them. ``max_nodes`` and ``max_depth`` are host-side bounds, so that nothing
+    has to wait for the device; they may be larger than this batch needs.
     """
 
     token_ids: Tensor  # [num_nodes]
@@ -59,7 +59,7 @@ class DraftTree:
         trees: Sequence[tuple[Sequence[int], Sequence[int]]],
         device: torch.device | str = "cpu",
     ) -> "DraftTree":
-        """Lay out ``(token_ids, parents)`` pairs, checked on the host so that kernels may trust them.
+        """Lay out ``(token_ids, parents)`` pairs, checked here so that kernels may trust them.
 
         >>> tree = DraftTree.build([([7, 8, 9, 8], [-1, 0, 0, 1])])
         >>> tree.depth.tolist()
@@ -79,9 +79,7 @@ class DraftTree:
             indptr.append(len(token_ids))
         # One transfer for all three.
         packed = torch.tensor(token_ids + parents + indptr, dtype=torch.int32).to(device)
-        tokens_on, parents_on, indptr_on = packed.split(
-            [len(token_ids), len(parents), len(indptr)]
-        )
+        tokens_on, parents_on, indptr_on = packed.split([len(token_ids), len(parents), len(indptr)])
         max_nodes = max((len(tokens) for tokens, _ in trees), default=1)
         return cls(tokens_on, parents_on, indptr_on, max_nodes, max_depth)
 
@@ -122,7 +120,7 @@ class DraftTree:
 
     @property
     def ancestor_bits(self) -> Tensor:
-        """[num_nodes, ceil(max_nodes / 64)] int64: bit j of row i says that node j is i or above it.
+        """[num_nodes, ceil(max_nodes / 64)] int64: bit j of row i is set if j is i or above it.
 
         Node j is bit ``j % 64`` of word ``j // 64``.
         """
@@ -157,8 +155,8 @@ def derive_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """depth, first_child, next_sibling, ancestor_bits as `DraftTree` has them, without a host sync.
 
-    Pointer doubling: after k rounds every node has seen 2**k ancestors. Some forty launches; the CUDA
-    extension's kernel takes one.
+    Pointer doubling: after k rounds every node has seen 2**k ancestors. Some forty launches; the
+    CUDA extension's kernel takes one.
     """
     n = parents.shape[0]
     device = parents.device

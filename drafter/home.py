@@ -1,0 +1,88 @@
+"""HomeDrafter: the daemon's tree growth, run where the target runs and called when it is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+from drafter.candidates import Ranker
+from drafter.growth import Growth, GrowthShape
+from drafter.passes import Drafting, Model, run_pass
+from wanspec_kernels.protocol import MAX_DRAFT_NODES, Draft, Open
+
+
+@dataclass(slots=True)
+class _Entry:
+    drafting: Drafting
+    text: list[int]
+
+
+class HomeDrafter:
+    """Drafts on call. Keys and values stay between calls; committed tokens are caught up with.
+
+    Safe to call from several threads; calls then wait for each other.
+    """
+
+    def __init__(self, model: Model, *, shape: GrowthShape | None = None) -> None:
+        self._model = model
+        self._shape = shape or GrowthShape()
+        self._ranker = Ranker()
+        self._entries: dict[int, _Entry] = {}
+        self._lock = Lock()
+
+    def open(self, request: Open) -> None:
+        """Begin a request; nothing is computed yet. Its `max_nodes` counts up to one DRAFT's.
+
+        Raises:
+            ValueError: it wants more draws of a node than the tree may have nodes.
+        """
+        growth = Growth(
+            request,
+            max_positions=self._model.max_positions,
+            max_nodes=MAX_DRAFT_NODES,
+            shape=self._shape,
+        )
+        drafting = Drafting(growth, self._model.new_store())
+        with self._lock:
+            self._entries[request.request] = _Entry(drafting, list(request.token_ids))
+
+    def draft(self, request: int, token_ids: Sequence[int], passes: int) -> Draft:
+        """The whole tree below the text `token_ids` after at most `passes` more passes.
+
+        A pass that only takes in part of a text not seen yet does not count. The tree may be empty:
+        the text is past the model's positions, or the budget is spent.
+
+        Raises:
+            KeyError: the request is not open.
+        """
+        with self._lock:
+            entry = self._entries[request]
+            self._catch_up(entry, token_ids)
+            growth = entry.drafting.growth
+            while passes > 0:
+                result = run_pass(self._model, self._ranker, [entry.drafting])
+                if result.failures:
+                    raise result.failures[0][1]
+                if result.num_tokens == 0:
+                    break
+                passes -= growth.caught_up
+            growth.unsend()
+            drafts = growth.take_drafts()
+        if drafts:
+            return drafts[0]
+        return Draft(request, growth.length, growth.check, (), ())
+
+    def close(self, request: int) -> None:
+        """Forget a request; an unknown one is none of our business."""
+        with self._lock:
+            self._entries.pop(request, None)
+
+    def _catch_up(self, entry: _Entry, token_ids: Sequence[int]) -> None:
+        known = len(entry.text)
+        text = list(token_ids)
+        if text[:known] == entry.text:
+            entry.drafting.growth.commit(text[known:])
+        else:
+            entry.drafting.growth.restart(text)
+        entry.text = text

@@ -1,0 +1,221 @@
+"""A target's logits over trees are the model's own on every path; other models are refused."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from tests.paged_trees import random_trees, to_device
+from tests.tiny_models import make_tiny_model
+from wanspec_kernels.target import Target, UnsupportedModelError
+from wanspec_kernels.tree import DraftTree
+
+VOCAB = 97
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 36,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+def make_config(name: str, **changes: object) -> PretrainedConfig:
+    config_class = getattr(transformers, f"{name}Config")
+    config: PretrainedConfig = config_class(**(SIZES | changes))
+    return config
+
+
+# Odd head counts, groups of 1 and 3, heads wider than hidden_size / heads, tied and untied
+# embeddings.
+SUPPORTED = {
+    "llama": ("Llama", {"tie_word_embeddings": True}),
+    "llama of 3 layers, 5 heads": (
+        "Llama",
+        {
+            "num_hidden_layers": 3,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "hidden_size": 40,
+        },
+    ),
+    "qwen2, biased": ("Qwen2", {}),
+    "qwen3, normalised": ("Qwen3", {"tie_word_embeddings": False}),
+    "mistral": ("Mistral", {"sliding_window": None, "num_key_value_heads": 1}),
+    "gemma": ("Gemma", {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}),
+    "phi3, fused projections": ("Phi3", {}),
+    "granite, scaled": ("Granite", {"attention_multiplier": 0.1, "logits_scaling": 2.0}),
+    "nemotron, keeps arguments from its attention": ("Nemotron", {}),
+    "mixtral": ("Mixtral", {"sliding_window": None, "num_local_experts": 4}),
+}
+
+
+def make_pair(
+    name: str, changes: dict[str, object], device: str, dtype: torch.dtype = torch.float32
+) -> tuple[torch.nn.Module, Target]:
+    """The model as transformers runs it, and a target of the same weights."""
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(make_config(name, **changes)).eval()
+    for parameter in plain.parameters():
+        if parameter.dim() == 1:  # biases of 0 and norms of 1 would hide what is left out
+            torch.nn.init.normal_(parameter, 0.5, 0.5)
+    plain.set_attn_implementation("eager")
+    model = AutoModelForCausalLM.from_config(
+        make_config(name, **changes), attn_implementation="wanspec_tree"
+    )
+    model.load_state_dict(plain.state_dict())
+    return plain.to(device, dtype), Target(model.to(device, dtype), num_pages=40, max_length=200)
+
+
+def run_trees(
+    target: Target, texts: list[list[int]], tree: DraftTree, chunk: int
+) -> tuple[Tensor, list[list[list[int]]]]:
+    """Logits after the contexts `texts`, and the whole text of every node."""
+    bounds = tree.indptr.tolist()
+    for b, text in enumerate(texts):
+        target.prefill(b, text, chunk)
+        target.cache.reserve(b, len(text) + bounds[b + 1] - bounds[b])
+    lens = torch.tensor([len(text) for text in texts], dtype=torch.int32, device=target.device)
+    page_table = target.cache.page_table(range(len(texts)))
+    logits = target.logits(to_device(tree, str(target.device)), lens, page_table)
+    tokens, parents = tree.token_ids.tolist(), tree.parents.tolist()
+    paths: list[list[list[int]]] = []
+    for b, text in enumerate(texts):
+        paths.append([])
+        for row in range(bounds[b], bounds[b + 1]):
+            above = text if parents[row] < 0 else paths[b][parents[row]]
+            paths[b].append([*above, tokens[row]])
+    return logits, paths
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_logits_are_the_models_own(name: str, device: str) -> None:
+    plain, target = make_pair(*SUPPORTED[name], device)
+    rng = random.Random(1)
+    texts = [[rng.randrange(VOCAB) for _ in range(n)] for n in (3, 40, 0)]
+    tree = random_trees([1, 14, 6], rng, VOCAB)
+    logits, paths = run_trees(target, texts, tree, chunk=16)
+    with torch.inference_mode():
+        for row, path in enumerate(path for of_tree in paths for path in of_tree):
+            expected = plain(input_ids=torch.tensor([path], device=device)).logits[0, -1]
+            scale = expected.abs().max().item()
+            torch.testing.assert_close(logits[row], expected, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_logits_in_half_precision(dtype: torch.dtype, device: str) -> None:
+    plain, target = make_pair("Llama", {}, device, dtype)
+    rng = random.Random(2)
+    logits, paths = run_trees(
+        target, [[rng.randrange(VOCAB) for _ in range(30)]], random_trees([9], rng, VOCAB), chunk=64
+    )
+    assert logits.dtype == dtype
+    with torch.inference_mode():
+        for row, path in enumerate(paths[0]):
+            expected = plain(input_ids=torch.tensor([path], device=device)).logits[0, -1]
+            error = (logits[row] - expected).float().norm() / expected.float().norm()
+            assert error < (0.03 if dtype == torch.bfloat16 else 0.004)
+
+
+UNSUPPORTED = {
+    "sliding": (
+        make_config("Mistral", sliding_window=64),
+        "mistral: a sliding window of 64 tokens; expected none, or max_length=64",
+    ),
+    "some layers sliding": (
+        make_config("Qwen2", use_sliding_window=True, sliding_window=32, max_window_layers=1),
+        "qwen2: a sliding window of 32 tokens",
+    ),
+    "soft-capped": (make_config("Gemma2"), r"gemma2: soft-capped attention scores \(at 50.0\)"),
+    "sinks": (
+        make_config("GptOss", num_local_experts=2, num_experts_per_tok=1),
+        "gpt_oss: attention sinks",
+    ),
+    "not rotary": (
+        transformers.GPT2Config(
+            vocab_size=VOCAB, n_embd=36, n_head=3, n_layer=1, bos_token_id=None, eos_token_id=None
+        ),
+        "gpt2: positions that are not rotary",
+    ),
+    "latent": (
+        make_config("DeepseekV3", head_dim=None, n_routed_experts=8),
+        "deepseek_v3: latent attention",
+    ),
+    "chunked": (make_config("Llama4Text"), "llama4_text: layers of type chunked_attention"),
+    "bidirectional": (
+        make_config("Gemma", use_bidirectional_attention=True),
+        "gemma: bidirectional attention",
+    ),
+    "stretching": (
+        make_config(
+            "Phi3",
+            hidden_size=96,
+            original_max_position_embeddings=64,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+            },
+        ),
+        "phi3: longrope rotary positions, which change past 64 tokens; expected max_length=64",
+    ),
+    "alibi": (
+        transformers.BloomConfig(
+            vocab_size=VOCAB, hidden_size=36, n_head=3, n_layer=1, pad_token_id=None
+        ),
+        "bloom: its code does not call transformers' attention interface",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_refuses_what_tree_attention_lacks(name: str) -> None:
+    config, message = UNSUPPORTED[name]
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="wanspec_tree")
+    with pytest.raises(UnsupportedModelError, match=message):
+        Target(model, num_pages=40, max_length=100)
+
+
+def test_a_window_no_text_outgrows_is_none() -> None:
+    config = make_config("Mistral", sliding_window=64)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="wanspec_tree")
+    assert Target(model, num_pages=40, max_length=64).max_length == 64
+
+
+def test_refuses_code_without_the_interface(tmp_path: Path) -> None:
+    config = transformers.FalconConfig(
+        vocab_size=VOCAB, hidden_size=48, num_attention_heads=3, num_hidden_layers=1
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="does not call transformers' attention"):
+        Target.load(str(tmp_path))
+
+
+def test_load(tmp_path: Path, device: str) -> None:
+    make_tiny_model(tmp_path, seed=0)
+    target = Target.load(str(tmp_path), device=device, num_pages=8, page_size=32)
+    assert target.model.dtype == (torch.bfloat16 if device == "cuda" else torch.float32)
+    assert (target.vocab_size, target.max_length, target.device.type) == (260, 256, device)
+    assert len(target.vocabulary) == 32
+    other = Target.load(str(tmp_path), dtype=torch.float16, max_length=100)
+    assert other.cache.k_pages.dtype == torch.float16
+    assert other.max_length == 100
+    assert other.vocabulary == target.vocabulary
+
+
+def test_the_model_cannot_run_without_a_pass(tmp_path: Path) -> None:
+    target = Target.load(str(make_tiny_model(tmp_path, seed=0)), num_pages=2)
+    with pytest.raises(RuntimeError, match=r"expected a pass of Target\.logits"):
+        target.model(input_ids=torch.tensor([[1, 2]]))

@@ -1,0 +1,76 @@
+"""Puts a target, a home drafter and the drafters' socket together, for `generate` and `demo`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from drafter.home import HomeDrafter
+from drafter.model import DraftModel
+from wanspec_kernels.bundled import model_path
+from wanspec_kernels.keys import AllowList, load_secret
+from wanspec_kernels.target import Target, TreeDecoder
+from wanspec_kernels.verifier.generation import Limits
+from wanspec_kernels.verifier.interfaces import TargetModel
+from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
+from wanspec_kernels.vocabulary import format_fingerprint
+
+Rule = Literal["match", "rejection"]
+
+
+class VocabularyMismatchError(ValueError):
+    """Target and draft do not number the same tokens; both fingerprints are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A target and, if wanted, a draft model beside it."""
+
+    target: Target
+    home: DraftModel | None
+
+    @classmethod
+    def load(cls, model: str, home_draft: str | None, device: str = "auto") -> "Pair":
+        """Load by hub name, folder or bundled name.
+
+        Raises:
+            VocabularyMismatchError: the two have different vocabularies.
+        """
+        import torch  # seconds, which `wanspec --help` need not wait for
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        target = Target.load(model_path(model), device=device)
+        if home_draft is None:
+            return cls(target, None)
+        home = DraftModel.load(home_draft, device=device)
+        if home.vocabulary != target.vocabulary:
+            raise VocabularyMismatchError(
+                f"vocabulary: expected {format_fingerprint(target.vocabulary)}, as {model} has, "
+                f"got {format_fingerprint(home.vocabulary)} of {home_draft}"
+            )
+        return cls(target, home)
+
+    def decoder(self, rule: Rule) -> TreeDecoder:
+        return TreeDecoder(self.target, rule)
+
+    def service(
+        self,
+        decoder: TargetModel,
+        *,
+        bind: str | None = None,
+        key: Path | None = None,
+        allowed: Path | None = None,
+        max_rows: int = 64,
+    ) -> VerifierService:
+        """With `bind`, drafters whose keys are in `allowed` may dial in; without, none can."""
+        limits = Limits(max_rows=max_rows, max_length=self.target.max_length)
+        return VerifierService(
+            decoder,
+            vocabulary=self.target.vocabulary,
+            vocab_size=self.target.vocab_size,
+            bind=bind,
+            secret=load_secret(key) if key else None,
+            allowed=AllowList(allowed) if allowed else None,
+            home=HomeDrafter(self.home) if self.home else None,
+            config=ServiceConfig(limits=limits),
+        )

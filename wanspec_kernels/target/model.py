@@ -1,0 +1,164 @@
+"""Target: a causal language model of transformers, its pages, and its logits over trees."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from wanspec_kernels.kv_cache import PagedKVCache
+from wanspec_kernels.target.attention_hook import IMPLEMENTATION, TreePass, current_pass
+from wanspec_kernels.target.requirements import UnsupportedModelError, require_supported
+from wanspec_kernels.tree import DraftTree
+from wanspec_kernels.vocabulary import fingerprint
+
+
+class Target:
+    """A model whose attention is tree attention over `cache`. Used by one thread at a time.
+
+    >>> target = Target.load("Qwen/Qwen3-8B", device="cuda")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        num_pages: int = 512,
+        page_size: int = 16,
+        max_length: int | None = None,
+    ) -> None:
+        """Take a model loaded with ``attn_implementation="wanspec_tree"``, as `load` does.
+
+        `num_pages` of `page_size` slots serve all requests together. `max_length` bounds one
+        request's tokens, its tree included; None is what pages and model allow.
+
+        Raises:
+            UnsupportedModelError: the model's attention is not what tree attention computes.
+        """
+        config = model.config.get_text_config()
+        limits = [num_pages * page_size, getattr(config, "max_position_embeddings", None)]
+        self.max_length = min(n for n in (*limits, max_length) if n is not None)
+        require_supported(model, config, self.max_length)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.vocab_size: int = config.vocab_size
+        self._num_layers: int = config.num_hidden_layers
+        heads = config.num_attention_heads
+        self.cache = PagedKVCache(
+            self._num_layers,
+            num_pages,
+            page_size,
+            getattr(config, "num_key_value_heads", None) or heads,
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+            model.dtype,
+            model.device,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        num_pages: int = 512,
+        page_size: int = 16,
+        max_length: int | None = None,
+    ) -> "Target":
+        """Load model and tokenizer of a folder or hub name; `dtype` is float32 on CPU, else
+        bfloat16.
+
+        Raises:
+            UnsupportedModelError: the model's attention is not what tree attention computes.
+        """
+        device = torch.device(device)
+        if dtype is None:
+            dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                name_or_path, dtype=dtype, attn_implementation=IMPLEMENTATION
+            )
+        except (KeyError, ValueError) as error:
+            if IMPLEMENTATION not in str(error):
+                raise
+            raise UnsupportedModelError(
+                f"{name_or_path}: its code does not call transformers' attention interface"
+            ) from error
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        return cls(
+            model.to(device),
+            tokenizer,
+            num_pages=num_pages,
+            page_size=page_size,
+            max_length=max_length,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.cache.k_pages.device
+
+    @cached_property
+    def vocabulary(self) -> bytes:
+        """Fingerprint of the tokenizer's vocabulary, 32 bytes."""
+        return fingerprint(self.tokenizer)
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        tree: DraftTree,
+        context_lens: Tensor,
+        page_table: Tensor,
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        """One pass over all trees; their keys and values are left in the pages.
+
+        Args:
+            tree: trees on the target's device, token ids below ``vocab_size``.
+            context_lens: [batch] int32; node i of tree b is written to slot ``context_lens[b] + i``
+                and has position ``context_lens[b] + depth``.
+            page_table: [batch, max_pages] int32, with pages for every slot of context and tree.
+            last_only: leave out all rows but the last.
+
+        Returns:
+            [num_nodes, vocab_size] (1 row if `last_only`), of the model's dtype: row i scores the
+            token that follows node i.
+        """
+        run = TreePass(tree, context_lens, page_table, self.cache)
+        token = current_pass.set(run)
+        try:
+            output = self.model(
+                input_ids=tree.token_ids[None],
+                position_ids=self._positions(tree, context_lens)[None],
+                use_cache=False,
+                logits_to_keep=int(last_only),
+            )
+        finally:
+            current_pass.reset(token)
+        if run.layers_run != self._num_layers:
+            raise UnsupportedModelError(
+                f"{self.model.config.model_type}: expected tree attention in {self._num_layers} "
+                f"layers, it ran in {run.layers_run}"
+            )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def prefill(self, request: int, token_ids: list[int], chunk: int = 256) -> None:
+        """Fill the first slots of `request` from `token_ids`, `chunk` of them a pass."""
+        self.cache.reserve(request, len(token_ids))
+        page_table = self.cache.page_table([request])
+        for start in range(0, len(token_ids), chunk):
+            tree = DraftTree.chains([token_ids[start : start + chunk]], self.device)
+            context_lens = torch.tensor([start], dtype=torch.int32).to(self.device)
+            self.logits(tree, context_lens, page_table, last_only=True)
+
+    @staticmethod
+    def _positions(tree: DraftTree, context_lens: Tensor) -> Tensor:
+        if tree.batch == 1:
+            return (context_lens + tree.depth.clamp(min=0)).long()
+        rows = torch.arange(tree.num_nodes, device=tree.device, dtype=torch.int32)
+        b = torch.searchsorted(tree.indptr, rows, right=True) - 1
+        b = b.clamp(max=tree.batch - 1)
+        return (context_lens[b] + tree.depth.clamp(min=0)).long()

@@ -1,0 +1,404 @@
+"""Generation: one request from prompt to last token, as a state machine."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, TypeAlias
+
+from wanspec_kernels.protocol import MAX_DRAWS, Draft, Open
+from wanspec_kernels.tree import HostTree
+from wanspec_kernels.verifier import policy as policies
+from wanspec_kernels.verifier.policy import Estimates, Policy, View
+from wanspec_kernels.verifier.pool import HOME, Kind, Outcome, Pool, Selection
+from wanspec_kernels.verifier.row_budget import RowBudget
+
+MAX_COMMITS_TIMED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for; sampling fields as in `SamplingParams`, one value each."""
+
+    number: int
+    token_ids: tuple[int, ...]  # the prompt
+    max_tokens: int
+    stop_token_ids: frozenset[int] = frozenset()
+    rule: Literal["match", "rejection"] = "match"
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    share_seed: bool = True  # under `match`: drafters may rank by the target's own noise
+    num_draws: int = 4  # under `rejection`: of each source at each expanded node
+    replacement: bool = False  # of those draws
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            raise ValueError("token_ids: expected a prompt of at least one token, got none")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens: expected at least 1, got {self.max_tokens}")
+        if not 1 <= self.num_draws <= MAX_DRAWS:
+            raise ValueError(f"num_draws: expected 1..{MAX_DRAWS}, got {self.num_draws}")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes of one request's trees."""
+
+    max_rows: int = 64  # of a verified tree, the root among them
+    max_depth: int = 16
+    max_source_nodes: int = 1024  # kept in the pool for each source
+    max_length: int | None = None  # the target's positions: context and tree's rows together
+
+
+@dataclass(frozen=True, slots=True)
+class StartPass:
+    tree: HostTree
+
+
+@dataclass(frozen=True, slots=True)
+class DraftAtHome:
+    token_ids: tuple[int, ...]  # all that is committed
+    passes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntil:
+    at_ms: float  # then `tick`; or before, when a draft was offered
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    token_ids: tuple[int, ...]
+    sources: tuple[int | None, ...]  # of each token: who drafted it; None: the target's own
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: Literal["length", "stop"]
+
+
+Action: TypeAlias = StartPass | DraftAtHome | WaitUntil | Committed | Finished
+
+
+@dataclass(slots=True)
+class Statistics:
+    target_passes: int = 0
+    local_draft_passes: int = 0
+    home_failures: int = 0
+    tokens: int = 0
+    home_tokens_accepted: int = 0
+    remote_tokens_accepted: int = 0
+    waited_ms: float = 0.0
+    accepted: list[int] = field(default_factory=list)  # drafts, of each pass
+    outcomes: Counter[Kind] = field(default_factory=Counter)
+    nodes_dropped: int = 0
+
+
+class _Phase(Enum):
+    NEW = "new"
+    PASS = "pass"
+    HOME = "home"
+    WAIT = "wait"
+    DONE = "done"
+
+
+class Generation:
+    """Events in, actions out. `now` is any clock in ms that does not go back.
+
+    At most one of StartPass, DraftAtHome and WaitUntil is under way; its end is told by
+    `pass_finished`, `home_finished` and `tick`. Drafts may be offered at any time; then call
+    `tick`.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        vocab_size: int,
+        policy: Policy | None = None,
+        estimates: Estimates | None = None,
+        rows: RowBudget | None = None,
+        limits: Limits | None = None,
+        home: bool = False,
+    ) -> None:
+        self.request = request
+        self.limits = limits or Limits()
+        self.policy = policy or Policy()
+        self.estimates = estimates or Estimates()
+        # What was drawn may not decide what is verified: under `rejection` the budget is fixed.
+        self.rows = rows if request.rule == "match" else None
+        if max(request.token_ids) >= vocab_size or min(request.token_ids) < 0:
+            raise ValueError(f"token_ids: expected tokens of 0..{vocab_size - 1}, got another")
+        max_length = self.limits.max_length
+        if max_length is not None and len(request.token_ids) > max_length:
+            got = len(request.token_ids)
+            raise ValueError(f"token_ids: expected at most {max_length} tokens, got {got}")
+        rejection = request.rule == "rejection"
+        self.pool = Pool(
+            request.number,
+            request.token_ids,
+            vocab_size=vocab_size,
+            rule=request.rule,
+            num_draws=request.num_draws if rejection else 0,
+            replacement=request.replacement,
+            max_source_nodes=self.limits.max_source_nodes,
+        )
+        self.statistics = Statistics()
+        self.output_ids: list[int] = []
+        self.output_sources: list[int | None] = []  # as in Committed
+        self.offenders: dict[int, str] = {}  # sources whose early draft turned out invalid, and why
+        self.finish_reason: Literal["length", "stop"] | None = None
+        self._home = home
+        if home:
+            self.pool.enrol(HOME)
+        self._phase = _Phase.NEW
+        self._selection: Selection | None = None
+        self._max_rows = 0  # it was selected with
+        self._home_passes = 0  # since the last commit
+        self._passes_asked = 0
+        self._began_ms = 0.0  # the pass, home draft or wait under way
+        self._free_ms = 0.0  # when the last pass ended
+        self._waited_ms = 0.0  # since then
+        self._until_ms = 0.0
+        self._offered = False
+        # By source: from a commit to the first draft based on it.
+        self._reply_ms: dict[int, float] = {}
+        self._replied: dict[int, int] = {}  # by source: the newest base heard of
+        self._committed_ms: dict[int, float] = {}  # by length
+
+    @property
+    def number(self) -> int:
+        return self.request.number
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The committed text, prompt and output."""
+        return self.pool.token_ids
+
+    @property
+    def check(self) -> int:
+        return self.pool.check
+
+    @property
+    def waiting(self) -> bool:
+        return self._phase is _Phase.WAIT
+
+    @property
+    def done(self) -> bool:
+        return self._phase is _Phase.DONE
+
+    def open_message(self, max_nodes: int, *, home: bool = False) -> Open:
+        """OPEN with all that is committed. Home is trusted: it gets the seed under any `match`."""
+        r = self.request
+        rejection = r.rule == "rejection"
+        return Open(
+            request=r.number,
+            token_ids=tuple(self.pool.token_ids),
+            rule=r.rule,
+            temperature=r.temperature,
+            top_k=r.top_k,
+            top_p=r.top_p,
+            min_p=r.min_p,
+            seed=r.seed if not rejection and (home or r.share_seed) else None,
+            max_nodes=max_nodes,
+            max_depth=self.limits.max_depth,
+            num_draws=r.num_draws if rejection else 0,
+            replacement=r.replacement if rejection else False,
+        )
+
+    def enrol(self, source: int, round_trip_ms: float | None = None) -> None:
+        """OPEN was sent to a remote drafter, for the first time or anew."""
+        self.pool.enrol(source)
+        if round_trip_ms is not None:
+            self._reply_ms[source] = round_trip_ms
+
+    def retire(self, source: int) -> None:
+        self.pool.retire(source)
+        self._reply_ms.pop(source, None)
+        self._replied.pop(source, None)
+
+    def start(self, now: float) -> list[Action]:
+        self._free_ms = now
+        self._committed_ms = {self.pool.length: now}
+        return self._next(now)
+
+    def offer(self, source: int, draft: Draft, now: float) -> Outcome:
+        if self.done:
+            outcome = Outcome(Kind.STALE, reason="the request has ended")
+        else:
+            outcome = self.pool.offer(source, draft)
+        self.statistics.outcomes[outcome.kind] += 1
+        self.statistics.nodes_dropped += outcome.dropped_nodes
+        if outcome.kind in (Kind.NEW, Kind.LATE, Kind.DUPLICATE, Kind.STALE):
+            self._time_reply(source, draft.base_length, now)
+            self._offered = True
+        return outcome
+
+    def pass_finished(
+        self, token_ids: Sequence[int], accepted_nodes: Sequence[int], now: float
+    ) -> list[Action]:
+        """The target's verdict on the last StartPass.
+
+        Raises:
+            ValueError: the verdict is no path of that tree with one token after it.
+        """
+        self._expect(_Phase.PASS)
+        assert self._selection is not None
+        tree, sources = self._selection.tree, self._selection.sources
+        _check_verdict(tree, token_ids, accepted_nodes)
+        num_accepted = len(accepted_nodes)
+        self.estimates.observe_pass(now - self._began_ms, self._selection.depth, num_accepted)
+
+        if self.rows is not None:
+            pass_ms, idle_ms = now - self._began_ms, self._began_ms - self._free_ms
+            num_rows = len(tree.token_ids)
+            self.rows.observe(num_rows, self._max_rows, accepted_nodes, pass_ms, idle_ms)
+
+        drafted_by = [sources[node][0] for node in accepted_nodes]
+        committed, reason = self._until_end(token_ids)
+        flags: tuple[int | None, ...] = (*drafted_by, None)[: len(committed)]
+        self.output_ids += committed
+        self.output_sources += flags
+        s = self.statistics
+        s.target_passes += 1
+        s.tokens += len(committed)
+        s.accepted.append(num_accepted)
+        s.home_tokens_accepted += sum(flag == HOME for flag in flags)
+        s.remote_tokens_accepted += sum(flag is not None and flag != HOME for flag in flags)
+
+        for source, outcome in self.pool.commit(committed):
+            s.outcomes[outcome.kind] += 1
+            if outcome.kind is Kind.INVALID:
+                self.offenders[source] = outcome.reason
+        self._free_ms = now
+        self._waited_ms = 0.0
+        self._home_passes = 0
+        self._committed_ms[self.pool.length] = now
+        if len(self._committed_ms) > MAX_COMMITS_TIMED:
+            del self._committed_ms[next(iter(self._committed_ms))]
+        end = self._finish(reason) if reason else self._next(now)
+        return [Committed(tuple(committed), flags), *end]
+
+    def home_finished(self, draft: Draft | None, now: float) -> list[Action]:
+        """The home drafter's answer; None: it failed, and is asked again after the next commit."""
+        self._expect(_Phase.HOME)
+        if draft is None:
+            self.statistics.home_failures += 1
+            self.pool.enrol(HOME)
+            self._home_passes = self.policy.max_home_passes
+            return self._next(now)
+        outcome = self.offer(HOME, draft, now)
+        if outcome.kind in (Kind.NEW, Kind.LATE):
+            self.statistics.local_draft_passes += self._passes_asked
+            self._home_passes += self._passes_asked
+            self.estimates.observe_home(now - self._began_ms, self._passes_asked)
+        else:
+            # Its tree is as large as it gets: the passes were none, and more would be none either.
+            self._home_passes = self.policy.max_home_passes
+        return self._next(now)
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed or drafts were offered; does nothing unless waiting."""
+        if not self.waiting or (now < self._until_ms and not self._offered):
+            return []
+        self._waited_ms += now - self._began_ms
+        self.statistics.waited_ms += now - self._began_ms
+        return self._next(now)
+
+    def _next(self, now: float) -> list[Action]:
+        max_depth = min(self.limits.max_depth, self._room - 1)  # beside the extra token
+        max_rows = self.rows.choose() if self.rows is not None else self.limits.max_rows
+        if self.limits.max_length is not None:
+            max_rows = min(max_rows, self.limits.max_length - self.pool.length + 1)
+        selection = self.pool.select(max_rows, max_depth)
+        if len(selection.depths) >= max_rows:
+            max_depth = selection.depth  # what else came would find no row
+        estimates = self.estimates
+        decision = self.policy.decide(
+            View(
+                now_ms=now,
+                idle_ms=now - self._free_ms,
+                waited_ms=self._waited_ms,
+                depth=selection.depth,
+                home_depth=selection.depth_of(HOME),
+                max_depth=max_depth,
+                acceptance=estimates.acceptance,
+                target_pass_ms=estimates.target_pass_ms,
+                home_pass_ms=estimates.home_pass_ms,
+                home_passes=self._home_passes if self._home else None,
+                expected_ms=self._expected_ms(),
+            )
+        )
+        self._began_ms = now
+        self._offered = False
+        match decision:
+            case policies.Wait(until_ms):
+                self._phase, self._until_ms = _Phase.WAIT, until_ms
+                return [WaitUntil(until_ms)]
+            case policies.DraftAtHome(passes):
+                self._phase, self._passes_asked = _Phase.HOME, passes
+                return [DraftAtHome(tuple(self.pool.token_ids), passes)]
+            case policies.Verify():
+                self._phase, self._selection = _Phase.PASS, selection
+                self._max_rows = max_rows
+                return [StartPass(selection.tree)]
+
+    def _finish(self, reason: Literal["length", "stop"]) -> list[Action]:
+        self._phase, self.finish_reason = _Phase.DONE, reason
+        return [Finished(reason)]
+
+    @property
+    def _room(self) -> int:
+        """Tokens the output may still grow by."""
+        room = self.request.max_tokens - len(self.output_ids)
+        if self.limits.max_length is not None:
+            room = min(room, self.limits.max_length - self.pool.length + 1)
+        return room
+
+    def _until_end(
+        self, token_ids: Sequence[int]
+    ) -> tuple[list[int], Literal["length", "stop"] | None]:
+        """The tokens up to the one that ends the text, and why it ends there."""
+        room = self._room
+        for i, token in enumerate(token_ids[:room]):
+            if token in self.request.stop_token_ids:
+                return list(token_ids[: i + 1]), "stop"
+        return list(token_ids[:room]), "length" if len(token_ids) >= room else None
+
+    def _expected_ms(self) -> tuple[float, ...]:
+        length = self.pool.length
+        return tuple(
+            self._committed_ms[length] + reply_ms
+            for source, reply_ms in self._reply_ms.items()
+            if self._replied.get(source, 0) < length
+        )
+
+    def _time_reply(self, source: int, base_length: int, now: float) -> None:
+        if source == HOME or base_length <= self._replied.get(source, 0):
+            return
+        self._replied[source] = base_length
+        if base_length in self._committed_ms:
+            sample = now - self._committed_ms[base_length]
+            old = self._reply_ms.get(source, sample)
+            self._reply_ms[source] = old + 0.25 * (sample - old)
+
+    def _expect(self, phase: _Phase) -> None:
+        if self._phase is not phase:
+            raise RuntimeError(f"phase: expected {phase.value}, got {self._phase.value}")
+
+
+def _check_verdict(tree: HostTree, token_ids: Sequence[int], accepted_nodes: Sequence[int]) -> None:
+    if len(token_ids) != len(accepted_nodes) + 1:
+        raise ValueError(
+            f"verdict: expected {len(accepted_nodes) + 1} tokens, got {len(token_ids)}"
+        )
+    at = 0
+    for token, node in zip(token_ids, accepted_nodes, strict=False):
+        if not 0 < node < len(tree.parents) or tree.parents[node] != at:
+            raise ValueError(f"verdict: expected a child of node {at}, got node {node}")
+        if tree.token_ids[node] != token:
+            raise ValueError(f"verdict: expected token {tree.token_ids[node]}, got {token}")
+        at = node

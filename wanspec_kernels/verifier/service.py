@@ -1,0 +1,310 @@
+"""VerifierService: generations and drafter sessions, driven over ZeroMQ."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Literal, TypeVar
+
+from wanspec_kernels.keys import AllowList, Secret
+from wanspec_kernels.protocol import Draft
+from wanspec_kernels.sampling import SamplingParams
+from wanspec_kernels.verifier.endpoint import Endpoint, EndpointConfig, now_ms
+from wanspec_kernels.verifier.generation import (
+    Committed,
+    DraftAtHome,
+    Finished,
+    Generation,
+    Limits,
+    Request,
+    StartPass,
+    Statistics,
+    WaitUntil,
+)
+from wanspec_kernels.verifier.interfaces import HomeDrafter, TargetModel
+from wanspec_kernels.verifier.policy import Estimates, Policy
+from wanspec_kernels.verifier.row_budget import RowBudget
+from wanspec_kernels.verifier.session import Session
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+OnTokens = Callable[[tuple[int, ...], tuple[int | None, ...]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    policy: Policy = field(default_factory=Policy)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    token_ids: list[int]  # output
+    sources: list[int | None]  # of each: 0 home, a remote's number, or None: the target's own
+    source_names: dict[int, str]  # of the remotes that drafted for this request
+    finish_reason: Literal["length", "stop"]
+    statistics: Statistics
+    prompt_ms: float  # until the prompt was read
+    elapsed_ms: float  # that included
+    wire_bytes_sent: int
+    wire_bytes_received: int
+
+    @property
+    def wire_bytes_per_token(self) -> float:
+        return (self.wire_bytes_sent + self.wire_bytes_received) / max(1, len(self.token_ids))
+
+
+class VerifierService:
+    """Verifies what enrolled drafters send and generates text, one request at a time.
+
+    The socket is served while the target runs: passes and home drafting block one worker thread
+    only. Use as ``async with VerifierService(...) as service: await service.generate(...)``.
+    Without `bind` there is no socket at all, and `secret` and `allowed` are not needed.
+    """
+
+    def __init__(
+        self,
+        target: TargetModel,
+        *,
+        vocabulary: bytes,
+        vocab_size: int,
+        bind: str | None = None,
+        secret: Secret | None = None,
+        allowed: AllowList | None = None,
+        home: HomeDrafter | None = None,
+        config: ServiceConfig | None = None,
+    ) -> None:
+        self.config = config or ServiceConfig()
+        self._target, self._home = target, home
+        self._vocab_size = vocab_size
+        self._estimates = Estimates()
+        self._rows = RowBudget(self.config.limits.max_rows)
+        self._request_numbers = count(1)
+        self._one_at_a_time = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._worker = ThreadPoolExecutor(1, "wanspec-target")
+        self._job: asyncio.Future[Any] | None = None
+        self._generating: asyncio.Task[Any] | None = None
+        self._endpoint: Endpoint | None = None
+        if bind is not None:
+            if secret is None or allowed is None:
+                raise ValueError("bind: expected a secret key and an allow-list with it, got none")
+            self._endpoint = Endpoint(
+                bind,
+                secret=secret,
+                allowed=allowed,
+                vocabulary=vocabulary,
+                config=self.config.endpoint,
+                on_offer=self._wake.set,
+            )
+
+    @property
+    def sessions(self) -> list[Session]:
+        """Connections that said a valid HELLO, quarantined ones included."""
+        return self._endpoint.sessions if self._endpoint else []
+
+    @property
+    def source_names(self) -> dict[int, str]:
+        """Names of the remotes asked to draft for the running request, or the last one."""
+        return self._endpoint.source_names if self._endpoint else {}
+
+    @property
+    def address(self) -> str:
+        """Where drafters dial, once started."""
+        return self._endpoint.address if self._endpoint else ""
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self._endpoint.counters if self._endpoint else Counter()
+
+    async def __aenter__(self) -> "VerifierService":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.start()
+
+    async def close(self) -> None:
+        """End a running generation, then the sockets and the worker."""
+        if self._generating is not None:
+            self._generating.cancel()
+            async with self._one_at_a_time:
+                pass
+        if self._endpoint is not None:
+            await self._endpoint.close()
+        self._worker.shutdown()
+
+    async def generate(
+        self,
+        token_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        stop_token_ids: Sequence[int] = (),
+        rule: Literal["match", "rejection"] = "match",
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        share_seed: bool = True,
+        num_draws: int = 4,
+        replacement: bool = False,
+        on_tokens: OnTokens | None = None,
+    ) -> GenerationResult:
+        """Continue a prompt; fields as in `Request`. `on_tokens` gets tokens and their sources.
+
+        Raises:
+            ValueError: the prompt or a sampling value is out of range.
+        """
+        request = Request(
+            number=next(self._request_numbers),
+            token_ids=tuple(token_ids),
+            max_tokens=max_tokens,
+            stop_token_ids=frozenset(stop_token_ids),
+            rule=rule,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            share_seed=share_seed,
+            num_draws=num_draws,
+            replacement=replacement,
+        )
+        sampling = SamplingParams.build(
+            1, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        )
+        async with self._one_at_a_time:
+            self._generating = asyncio.current_task()
+            try:
+                return await self._generate(request, sampling, on_tokens)
+            finally:
+                self._generating = None
+
+    async def _generate(
+        self, request: Request, sampling: SamplingParams, on_tokens: OnTokens | None
+    ) -> GenerationResult:
+        generation = Generation(
+            request,
+            vocab_size=self._vocab_size,
+            policy=self.config.policy,
+            estimates=self._estimates,
+            rows=self._rows,
+            limits=self.config.limits,
+            home=self._home is not None,
+        )
+        home = _HomeRequest(self._home, generation)
+        began_ms = now_ms()
+        before = self.counters.copy()
+        started = False
+        try:
+            if self._endpoint is not None:
+                self._endpoint.attach(generation)  # drafters read the prompt while the target does
+            started = True
+            await self._work(self._target.start, request.number, request.token_ids, sampling)
+            prompt_ms = now_ms() - began_ms
+            await self._drive(generation, home, on_tokens)
+        finally:
+            if self._endpoint is not None:
+                self._endpoint.detach(generation.finish_reason or "cancelled")
+            if started:
+                await self._release(request.number, home)
+        assert generation.finish_reason is not None
+        return GenerationResult(
+            generation.output_ids,
+            generation.output_sources,
+            self.source_names,
+            generation.finish_reason,
+            generation.statistics,
+            prompt_ms,
+            now_ms() - began_ms,
+            self.counters["bytes_sent"] - before["bytes_sent"],
+            self.counters["bytes_received"] - before["bytes_received"],
+        )
+
+    async def _drive(
+        self, generation: Generation, home: "_HomeRequest", on_tokens: OnTokens | None
+    ) -> None:
+        actions = generation.start(now_ms())
+        while actions:
+            following = []
+            for action in actions:
+                match action:
+                    case StartPass(tree):
+                        verdict = await self._work(self._target.verify, generation.number, tree)
+                        following = generation.pass_finished(*verdict, now_ms())
+                    case DraftAtHome(token_ids, passes):
+                        draft = await self._work(home.draft, token_ids, passes)
+                        following = generation.home_finished(draft, now_ms())
+                    case WaitUntil(at_ms):
+                        while not following:
+                            await self._wait(at_ms)
+                            following = generation.tick(now_ms())
+                    case Committed(token_ids, sources):
+                        if self._endpoint is not None:
+                            self._endpoint.update_sessions()
+                        if on_tokens is not None:
+                            on_tokens(token_ids, sources)
+                    case Finished():
+                        return
+            actions = following
+
+    async def _work(self, call: Callable[..., T], *args: object) -> T:
+        """Run a blocking call in the worker thread; being cancelled does not abandon it."""
+        self._job = asyncio.get_running_loop().run_in_executor(self._worker, call, *args)
+        return await asyncio.shield(self._job)
+
+    async def _wait(self, at_ms: float) -> None:
+        self._wake.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), max(0.0, at_ms - now_ms()) / 1000)
+
+    async def _release(self, request: int, home: "_HomeRequest") -> None:
+        """Once the worker is free, let target and home drafter forget the request."""
+        if self._job is not None and not self._job.done():
+            await asyncio.wait([self._job])
+            self._job.exception()
+        await self._work(home.close)
+        await self._work(self._target.finish, request)
+
+
+class _HomeRequest:
+    """The home drafter's view of one request; called in the worker thread."""
+
+    def __init__(self, home: HomeDrafter | None, generation: Generation) -> None:
+        self._home = home
+        self._generation = generation
+        self._opened = False
+
+    def draft(self, token_ids: tuple[int, ...], passes: int) -> Draft | None:
+        """None: it failed. It is opened anew next time, since nobody knows what it still knows."""
+        assert self._home is not None
+        limits = self._generation.limits
+        try:
+            if not self._opened:
+                self._home.open(self._generation.open_message(limits.max_rows, home=True))
+                self._opened = True
+            return self._home.draft(self._generation.number, token_ids, passes)
+        except Exception:
+            logger.exception("home drafter: a draft failed")
+            self.close()
+            return None
+
+    def close(self) -> None:
+        if self._home is None or not self._opened:
+            return
+        self._opened = False
+        try:
+            self._home.close(self._generation.number)
+        except Exception:
+            logger.exception("home drafter: a close failed")

@@ -1,0 +1,209 @@
+"""The public function: checks, choice of a backend, dispatch."""
+
+import logging
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from wanspec_kernels.sampling import SamplingParams
+from wanspec_kernels.tree import DraftTree
+from wanspec_kernels.verify import operators
+from wanspec_kernels.verify.draws import Draws
+
+Rule = Literal["match", "rejection"]
+Backend = Literal["auto", "reference", "triton"]
+
+LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """All tensors int32, on the device of the logits."""
+
+    token_ids: Tensor  # [batch, max_depth + 1]: accepted drafts, the token that follows, then -1
+    num_accepted: Tensor  # [batch], drafts only
+    accepted_nodes: Tensor  # [batch, max_depth]: index within the tree, then -1
+    status: Tensor  # [batch]: 0, or 1 if a row on the path had NaN, +inf or only -inf
+
+    def raise_for_status(self) -> None:
+        """Wait for the device and raise if a row was invalid.
+
+        Such a request keeps what was accepted above that row; its following token is -1.
+
+        Raises:
+            ValueError: names the requests.
+        """
+        bad = self.status.nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(f"target_logits: NaN, +inf or only -inf on the path of requests {bad}")
+
+
+def verify_tree(
+    tree: DraftTree,
+    target_logits: Tensor,
+    sampling: SamplingParams,
+    positions: Tensor,
+    *,
+    rule: Rule = "match",
+    draft: Draws | None = None,
+    backend: Backend = "auto",
+) -> VerifyResult:
+    """Walk each tree as far as the target agrees, and take one token more.
+
+    Under ``"match"`` the target samples its own token at each node on the path, as
+    ``argmax(logit / T + gumbel(seed, position, token))`` over the filtered row, and follows the
+    child that carries it. Under ``"rejection"`` each node's draws are tested in order (Leviathan et
+    al. 2023, Theorem 1; Miao et al. 2024 for several) and the token after the last rejection is
+    sampled from what is left of the target.
+
+    Nothing waits for the device with backend ``"triton"``, and the call can be captured in a CUDA
+    graph.
+
+    Args:
+        tree: the drafts; a request whose tree has no rows gets -1 everywhere.
+        target_logits: [tree.num_nodes, vocab] bfloat16, float16 or float32, rows of any stride:
+            row i scores what follows node i. -inf marks a token that may not be chosen.
+        sampling: [batch] each.
+        positions: [batch] int64, absolute index of the token that follows each root. Noise at
+            depth d is keyed by ``positions + d``.
+        rule: ``"match"`` takes any proposals; ``"rejection"`` must be able to trust `draft`.
+        draft: what the tree's tokens were drawn from, for ``"rejection"`` only.
+        backend: ``"triton"`` runs on CPU tensors only under ``TRITON_INTERPRET=1``; ``"auto"``
+            takes it for CUDA tensors and ``"reference"`` otherwise.
+
+    Raises:
+        ValueError: a tensor has another shape, dtype or device than said above.
+        RuntimeError: `backend` cannot run here.
+    """
+    _check(tree, target_logits, sampling, positions)
+    if rule not in ("match", "rejection"):
+        raise ValueError(f"rule: expected 'match' or 'rejection', got {rule!r}")
+    if (draft is not None) != (rule == "rejection"):
+        got = "None" if draft is None else "Draws"
+        raise ValueError(
+            f"draft: expected Draws with rule 'rejection' only, got {got} with {rule!r}"
+        )
+    chosen = _choose(backend, target_logits.device.type)
+    parameters = (
+        positions,
+        sampling.inverse_temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.seed,
+        tree.max_depth,
+    )
+    if draft is None:
+        outputs = operators.verify_match(
+            target_logits,
+            tree.token_ids,
+            tree.first_child,
+            tree.next_sibling,
+            tree.indptr,
+            *parameters,
+            chosen,
+        )
+    else:
+        _check_draws(draft, tree)
+        outputs = operators.verify_rejection(
+            target_logits,
+            tree.token_ids,
+            tree.indptr,
+            draft.indptr,
+            draft.children,
+            draft.rows,
+            draft.token_ids,
+            draft.weights,
+            draft.replacement,
+            draft.max_rows,
+            *parameters,
+            chosen,
+        )
+    return VerifyResult(*outputs)
+
+
+def _check(
+    tree: DraftTree, target_logits: Tensor, sampling: SamplingParams, positions: Tensor
+) -> None:
+    device = tree.device
+    vocab = target_logits.shape[-1] if target_logits.dim() == 2 else "vocab"
+    shape_and_device = f"expected [{tree.num_nodes}, {vocab}] on {device}"
+    if (
+        target_logits.dim() != 2
+        or target_logits.shape[0] != tree.num_nodes
+        or target_logits.shape[1] == 0
+        or target_logits.device != device
+    ):
+        got = f"{list(target_logits.shape)} on {target_logits.device}"
+        raise ValueError(f"target_logits: {shape_and_device}, got {got}")
+    if target_logits.dtype not in LOGIT_DTYPES:
+        raise ValueError(
+            f"target_logits: expected bfloat16, float16 or float32, got {target_logits.dtype}"
+        )
+    if target_logits.shape[1] > 1 and target_logits.stride(1) != 1:
+        raise ValueError(
+            f"target_logits: expected a last dimension of stride 1, got {target_logits.stride(1)}"
+        )
+    batch = [tree.batch]
+    _check_tensor("positions", positions, batch, torch.int64, device)
+    _check_tensor("sampling.temperature", sampling.temperature, batch, torch.float32, device)
+    _check_tensor("sampling.top_k", sampling.top_k, batch, torch.int32, device)
+    _check_tensor("sampling.top_p", sampling.top_p, batch, torch.float32, device)
+    _check_tensor("sampling.min_p", sampling.min_p, batch, torch.float32, device)
+    _check_tensor("sampling.seed", sampling.seed, batch, torch.int64, device)
+
+
+def _check_draws(draft: Draws, tree: DraftTree) -> None:
+    device = tree.device
+    num_draws = draft.children.shape[0]
+    table = list(draft.token_ids.shape)
+    if len(table) != 2:
+        raise ValueError(f"draft.token_ids: expected [num_rows, support], got {table}")
+    _check_tensor("draft.indptr", draft.indptr, [tree.num_nodes + 1], torch.int32, device)
+    _check_tensor("draft.children", draft.children, [num_draws], torch.int32, device)
+    _check_tensor("draft.rows", draft.rows, [num_draws], torch.int32, device)
+    _check_tensor("draft.token_ids", draft.token_ids, table, torch.int32, device)
+    _check_tensor("draft.weights", draft.weights, table, torch.int32, device)
+    _check_tensor("draft.replacement", draft.replacement, table[:1], torch.bool, device)
+
+
+def _check_tensor(
+    name: str, tensor: Tensor, shape: list[int], dtype: torch.dtype, device: torch.device
+) -> None:
+    if list(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != device:
+        raise ValueError(
+            f"{name}: expected {shape} {dtype} on {device}, "
+            f"got {list(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
+
+
+def _choose(backend: str, device_type: str) -> str:
+    if backend == "auto":
+        return _auto_backend(device_type)
+    if backend == "triton":
+        if find_spec("triton") is None:
+            raise RuntimeError("backend 'triton': expected triton to be installed, and it is not")
+        if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise RuntimeError(
+                "backend 'triton': expected CUDA tensors or TRITON_INTERPRET=1, "
+                f"got {device_type} tensors"
+            )
+    elif backend != "reference":
+        raise ValueError(f"backend: expected 'auto', 'reference' or 'triton', got {backend!r}")
+    return backend
+
+
+@cache  # so that the choice is logged once
+def _auto_backend(device_type: str) -> str:
+    chosen = "triton" if device_type == "cuda" and find_spec("triton") else "reference"
+    logger.info("verify_tree on %s tensors uses the %s backend", device_type, chosen)
+    return chosen
