@@ -40,8 +40,8 @@ class Draws:
         """Lay out the expansions of each tree, checked on the host against the tree.
 
         Expansions of one node are tested in the order given. Whether one takes part may depend on
-        what earlier ones drew, never on its own draws or later ones': see docs/design.md. `replacement` is one value, or
-        one a tree. Reads the tree back from its device.
+        what earlier ones drew, never on its own draws or later ones': see docs/design.md.
+        `replacement` is one value, or one a tree. Reads the tree back from its device.
 
         Raises:
             ValueError: a draw does not fit its node, its child or its distribution.
