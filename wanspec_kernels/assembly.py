@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+import transformers
+
 from drafter.home import HomeDrafter
 from drafter.model import DraftModel
 from wanspec_kernels.bundled import model_path
@@ -35,8 +38,8 @@ class Pair:
         Raises:
             VocabularyMismatchError: the two have different vocabularies.
         """
-        import torch  # seconds, which `wanspec --help` need not wait for
-
+        # A bar for every model would run through the text that is being written.
+        transformers.utils.logging.disable_progress_bar()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         target = Target.load(model_path(model), device=device)

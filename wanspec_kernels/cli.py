@@ -197,3 +197,7 @@ def _round_trips(text: str, count: int) -> tuple[float, ...]:
 def _fail(message: str, status: int = 2) -> NoReturn:
     typer.echo(f"wanspec: {message}", err=True)
     raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    app()

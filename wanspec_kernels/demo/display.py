@@ -49,9 +49,14 @@ class Quiet(Observer):
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._prompts = 0
 
     def progress(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
+
+    def prompt(self, name: str, text: str) -> None:
+        self._prompts += 1
+        self.progress(f"prompt {self._prompts}: {name}")
 
 
 def style_of(drafter: str | None) -> str:

@@ -1,0 +1,140 @@
+"""The commands as a person types them; the demo with its processes, drafters killed and stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.tiny_models import make_tiny_model
+from wanspec_kernels.cli import app
+
+REPORT_KEYS = {
+    "tokens", "target_passes", "tokens_per_target_pass", "identical_to_target_alone",
+    "speedup_over_target_alone", "drafters", "round_trip_ms", "drafts", "remote_tokens_accepted",
+    "local_draft_passes", "wire_bytes_per_token", "seconds",
+}  # fmt: skip
+
+
+def wanspec(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "wanspec_kernels.cli", *arguments],
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+
+
+def is_fingerprint(word: str) -> bool:
+    return len(word) == 16 and set(word) <= set("0123456789abcdef")
+
+
+def demo(*arguments: str) -> dict:
+    done = wanspec("demo", "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    return json.loads(done.stdout)
+
+
+def test_keygen_makes_a_pair_and_never_overwrites(tmp_path):
+    runner = CliRunner()
+    done = runner.invoke(app, ["keygen", "verifier", "--folder", str(tmp_path)])
+    assert done.exit_code == 0
+    secret = tmp_path / "verifier.secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    before = secret.read_bytes()
+    again = runner.invoke(app, ["keygen", "verifier", "--folder", str(tmp_path)])
+    assert again.exit_code == 2
+    assert "there already" in again.output
+    assert secret.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "x", "--bind", "tcp://127.0.0.1:*"], "expected --key and --allowed"),
+        (["generate", "x", "--wait-for-drafters", "1"], "expected --bind"),
+        (["demo", "--round-trip-ms", "20,soon"], "expected numbers of ms"),
+        (["demo", "--round-trip-ms", "-5"], "expected numbers of ms"),
+        (["generate", "", "--max-tokens", "4"], "at least one token"),
+        (["generate", "x", "--temperature", "1e-5"], "temperature: expected 0 or"),
+        (["generate", "x", "--model", "/no/such/folder"], "/no/such/folder"),
+    ],
+)
+def test_a_wrong_option_is_named(arguments, message):
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert message in done.output.replace("\n", " ")
+
+
+def test_a_pair_with_different_vocabularies_is_refused_with_both_fingerprints(tmp_path):
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    done = CliRunner().invoke(app, ["generate", "x", "--home-draft", str(other)])
+    assert done.exit_code == 2
+    words = done.output.replace("\n", " ").split()
+    fingerprints = {w for w in (word.strip(",.") for word in words) if is_fingerprint(w)}
+    assert len(fingerprints) == 2
+
+
+def test_generate_writes_the_same_text_with_and_without_drafts():
+    texts = []
+    for home in ("bundled:draft", ""):
+        done = CliRunner().invoke(
+            app, ["generate", "def add(a, b):", "--max-tokens", "12", "--home-draft", home]
+        )
+        assert done.exit_code == 0
+        texts.append(done.stdout)
+    assert texts[0] == texts[1]
+    assert texts[0].strip()
+
+
+def test_demo_is_identical_to_the_target_alone():
+    """Unpaced, so that the test is short; T=0 is below, with a drafter struck."""
+    report = demo("--temperature", "0.8", "--max-tokens", "24", "--target-pass-ms", "0")
+    assert report.keys() >= REPORT_KEYS
+    assert report["identical_to_target_alone"] is True
+    assert report["tokens"] <= 6 * 24
+    assert report["drafters"] == len(report["round_trip_ms"]) == 2
+    assert report["round_trip_ms"][0] >= 20
+    assert report["round_trip_ms"][1] >= 60
+    assert sum(report["drafts"].values()) > 0
+    assert report["drafts"]["invalid"] == 0
+    assert report["wire_bytes_per_token"] > 0
+
+
+def test_demo_rejection_runs_with_sampled_drafts():
+    report = demo("--rule", "rejection", "--max-tokens", "24", "--prompt", "def add(self, other):")
+    assert report["drafts"]["invalid"] == 0
+    assert report["tokens_per_target_pass"] > 1
+
+
+@pytest.mark.parametrize(("blow", "temperature"), [(signal.SIGKILL, "0"), (signal.SIGSTOP, "0.8")])
+def test_demo_survives_a_drafter_struck_halfway(blow, temperature):
+    arguments = ["demo", "--json", "--max-tokens", "32", "--temperature", temperature]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wanspec_kernels.cli", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    struck = 0
+    for line in process.stderr:
+        if line.startswith("drafter-1: process "):
+            struck = int(line.split()[2].rstrip(","))
+        if line.startswith("prompt 3:"):
+            os.kill(struck, blow)
+    stdout, _ = process.communicate(timeout=100)
+    assert process.returncode == 0
+    report = json.loads(stdout)
+    assert report["identical_to_target_alone"] is True
+    assert report["speedup_over_target_alone"] > 0.95
+    with pytest.raises(ProcessLookupError):
+        os.kill(struck, 0)  # nobody is left behind
+
+
+def test_an_unrelated_failure_of_a_drafter_is_told(tmp_path):
+    done = wanspec("demo", "--draft", str(Path(tmp_path) / "nothing"))
+    assert done.returncode == 2
+    assert "nothing" in done.stderr
+    assert "Traceback" not in done.stderr
