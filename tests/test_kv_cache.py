@@ -16,12 +16,18 @@ BACKENDS = ("reference", "triton")
 SENTINEL = -77.0
 
 
+def head_major(pages: Tensor) -> Tensor:
+    """The same numbers, pages innermost but for an entry's: no stride but the last is as before."""
+    return pages.permute(3, 0, 2, 1, 4).contiguous().permute(1, 3, 2, 0, 4)
+
+
 def filled_cache(
     slots: Sequence[int], device: str, *, layers: int = 2, page_size: int = 16, dim: int = 5
 ) -> tuple[PagedKVCache, Tensor]:
     """Request b owns slots[b] slots, in pages out of order; all memory is the sentinel."""
     pages = [-(-n // page_size) for n in slots]
     cache = PagedKVCache(layers, sum(pages) + 3, page_size, 3, dim, device=device)
+    cache.v_pages = head_major(cache.v_pages)
     cache.k_pages.fill_(SENTINEL)
     cache.v_pages.fill_(SENTINEL)
     for step in range(max(pages)):  # interleaved
@@ -96,7 +102,7 @@ def test_compact_moves_accepted_entries(backend: str, dtype: torch.dtype, device
             [c + nodes for c in context_lens], device, layers=layers, page_size=page_size, dim=dim
         )
         k_pages = torch.randn(cache.k_pages.shape, device=device).to(dtype)
-        v_pages = torch.randn(cache.v_pages.shape, device=device).to(dtype)
+        v_pages = head_major(torch.randn(cache.v_pages.shape, device=device).to(dtype))
         expected = (k_pages.clone(), v_pages.clone())
         for b, count in enumerate(counts):
             for d in range(1, count + 1):
@@ -139,6 +145,37 @@ def test_compact_ignores_what_cannot_be(
         page = int(table[0, 1])
         expected[:, page, 1] = entries[:, page, 3]
     torch.testing.assert_close(cache.k_pages, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_write_of_padding_alone(backend: str, device: str) -> None:
+    cache, _ = filled_cache([1], device)
+    pad = torch.full((2,), -1, dtype=torch.int32, device=device)
+    nothing = torch.zeros(1, dtype=torch.int32, device=device)
+    tree = DraftTree(pad, pad, nothing, max_nodes=1, max_depth=0)
+    entries = torch.randn(2, 3, 5, device=device)
+    cache.write(0, entries, entries, tree, nothing[:0], nothing[:0, None], backend)
+    assert (cache.k_pages == SENTINEL).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_heads_more_than_2_to_31_numbers_apart(backend: str, device: str) -> None:
+    """Over memory of which next to nothing is touched."""
+    far = (1 << 30) + 64
+
+    def pages() -> Tensor:
+        memory = torch.empty(2 * far + 64, dtype=torch.int8, device=device)
+        return memory.as_strided((1, 1, 16, 3, 4), (64, 64, 4, far, 1))
+
+    k_pages, v_pages = pages(), pages()
+    entries = torch.arange(36, dtype=torch.int8, device=device).view(3, 3, 4)
+    tree = DraftTree.build([([1, 2, 3], [-1, 0, 0])], device)
+    zero, one = torch.tensor([0, 1], dtype=torch.int32, device=device).split(1)
+    slots = (zero, zero[None])
+    write(k_pages[0], v_pages[0], entries, entries, tree, *slots, backend=backend)
+    compact(k_pages, v_pages, 2 * one[None], one, *slots, backend=backend)
+    for cached in (k_pages, v_pages):
+        assert torch.equal(cached[0, 0, :3], entries[[0, 2, 2]])
 
 
 def test_pages_change_hands() -> None:

@@ -142,6 +142,12 @@ def test_gumbel_argmax_draws_from_softmax() -> None:
     assert chi2.sf(float(((observed - expected) ** 2 / expected).sum()), 5) < 1e-4
 
 
+def test_streams_share_no_word() -> None:
+    """Each has the number after its own too; an alias of another stream is no stream."""
+    numbers = [n for stream in Stream.__members__.values() for n in (stream, stream + 1)]
+    assert len(set(numbers)) == len(numbers)
+
+
 def test_streams_are_independent() -> None:
     """Correlation of coins with every other stream's numbers, within five standard errors."""
     tokens = torch.arange(20_000)

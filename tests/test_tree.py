@@ -1,9 +1,13 @@
 """DraftTree: its checks on the host, and what it derives, against sets and loops."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from wanspec_kernels.tree import MAX_NODES, DraftTree
 
@@ -53,6 +57,34 @@ def test_build_lays_trees_side_by_side(device: str) -> None:
     assert tree.indptr.tolist() == [0, 2, 3]
     assert (tree.max_nodes, tree.max_depth) == (2, 1)
     assert {t.dtype for t in (tree.token_ids, tree.parents, tree.indptr)} == {torch.int32}
+
+
+@pytest.mark.parametrize("name", ["token_ids", "parents", "indptr"])
+@pytest.mark.parametrize(
+    "change", [Tensor.long, lambda t: t.repeat(2)[::2], lambda t: t[None]], ids=str
+)
+def test_tensors_the_kernels_could_not_read_raise(
+    name: str, change: Callable[[Tensor], Tensor]
+) -> None:
+    tree = DraftTree.build([([1, 2, 3], [-1, 0, 0])])
+    with pytest.raises(ValueError, match=r": expected contiguous \[.*\] torch.int32 on cpu, got"):
+        replace(tree, **{name: change(getattr(tree, name))})
+
+
+@pytest.mark.gpu
+def test_derived_inside_a_capture_follows_the_trees() -> None:
+    """A graph's static tensors take other trees; the extension's kernel or plain torch."""
+    first = DraftTree.build([([1, 2, 3, 4], [-1, 0, 0, 2])], "cuda")
+    second = DraftTree.build([([1, 2, 3, 4], [-1, 0, 1, 1])], "cuda")
+    _ = first.depth  # what was derived before the capture does not count in it
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = replace(first)
+        assert captured.depth.is_cuda
+    first.parents.copy_(second.parents)
+    graph.replay()
+    for name in ("depth", "first_child", "next_sibling", "ancestor_bits"):
+        assert torch.equal(getattr(captured, name), getattr(second, name)), name
 
 
 def test_chains() -> None:

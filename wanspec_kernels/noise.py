@@ -58,8 +58,6 @@ class Stream(IntEnum):
     """Acceptance coins of `rejection`: never known to a drafter."""
     RESIDUAL = 4
     """Gumbel noise of the token drawn after the last rejection."""
-    DRAFT = 6
-    """A drafter's own sampling under `rejection`."""
 
 
 def philox4(

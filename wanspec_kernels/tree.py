@@ -44,7 +44,12 @@ class DraftTree:
     Row i of the target's logits scores the token that follows node i. All tensors are int32 on one
     device. Rows past ``indptr[-1]`` are padding (a captured graph has a fixed capacity): parent -1,
     and no kernel reads them. ``max_nodes`` and ``max_depth`` are host-side bounds, so that nothing
-    has to wait for the device; they may be larger than this batch needs.
+    has to wait for the device; they may be larger than this batch needs, never smaller.
+
+    `build` checks values too. The constructor takes an engine's own tensors and raises ValueError
+    unless each is contiguous, int32 and of the shape below; values it must trust. Derived fields
+    are computed at first use and kept: for a graph whose trees change between replays, construct
+    the DraftTree over its static tensors inside the capture.
     """
 
     token_ids: Tensor  # [num_nodes]
@@ -52,6 +57,20 @@ class DraftTree:
     indptr: Tensor  # [batch + 1], tree b owns rows indptr[b]:indptr[b + 1]
     max_nodes: int  # of any one tree
     max_depth: int  # of any one tree; the root has depth 0
+
+    def __post_init__(self) -> None:
+        device, rows = self.device, self.token_ids.numel()
+        for name, tensor, size in (
+            ("token_ids", self.token_ids, rows),
+            ("parents", self.parents, rows),
+            ("indptr", self.indptr, max(self.indptr.numel(), 1)),
+        ):
+            same = tensor.shape == (size,) and tensor.device == device
+            if not same or tensor.dtype != torch.int32 or not tensor.is_contiguous():
+                raise ValueError(
+                    f"{name}: expected contiguous [{size}] torch.int32 on {device}, got strides "
+                    f"{tensor.stride()} of {list(tensor.shape)} {tensor.dtype} on {tensor.device}"
+                )
 
     @classmethod
     def build(

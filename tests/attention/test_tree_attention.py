@@ -180,9 +180,33 @@ def test_padding_bounds_and_strides(backend: str, device: str) -> None:
     )
     nan = torch.full((6, *query.shape[1:]), torch.nan)
     wide = torch.cat([query, nan]).transpose(0, 1).contiguous().transpose(0, 1)
-    both = torch.stack([paged.k_pages, paged.v_pages], dim=2)  # [pages, page_size, 2, heads, dim]
-    views = Paged(both[:, :, 0], both[:, :, 1], paged.page_table, paged.context_lens)
+    # k as one half of [pages, page_size, 2, heads, dim], v as [heads, page_size, pages, dim]
+    k_pages = torch.stack([paged.k_pages, paged.v_pages], dim=2)[:, :, 0]
+    v_pages = paged.v_pages.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
+    views = Paged(k_pages, v_pages, paged.page_table, paged.context_lens)
     assert_near(attention(wide, views, padded, backend, device)[:14], expected)
+
+
+def test_heads_more_than_2_to_31_numbers_apart(device: str) -> None:
+    """Over memory of which next to nothing is touched."""
+    query, paged, tree = example([18], [5], kv_heads=1, dtype=torch.float16)
+    far = (1 << 30) + 80
+    memory = torch.empty(2 * far + 80, dtype=torch.float16, device=device)
+    wide = memory.as_strided((5, 3, 16), (16, far, 1)).copy_(query)
+    expected = attention(query, paged, tree, "reference")
+    assert_near(attention(wide, paged, tree, "triton", device), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "triton"])
+def test_a_request_without_rows(backend: str, device: str) -> None:
+    query, paged, tree = example([18, 40], [5, 9])
+    expected = attention(query, paged, tree, "reference")
+    indptr = torch.tensor([0, 5, 5, 14], dtype=torch.int32)
+    trees = DraftTree(tree.token_ids, tree.parents, indptr, tree.max_nodes, tree.max_depth)
+    for context_len in (0, 7):
+        lens = torch.tensor([18, context_len, 40], dtype=torch.int32)
+        three = Paged(paged.k_pages, paged.v_pages, paged.page_table[[0, 0, 1]], lens)
+        assert_near(attention(query, three, trees, backend, device), expected)
 
 
 def test_batch_around_a_tree_does_not_matter(device: str) -> None:

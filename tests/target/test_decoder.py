@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model
+from wanspec_kernels import noise
 from wanspec_kernels.kv_cache import CacheFullError
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.target import InvalidLogitsError, Target, TreeDecoder
@@ -104,6 +105,22 @@ def test_sampled_text_does_not_depend_on_the_trees(
         decoder.finish(seed)
 
 
+def test_a_sampled_token_has_the_noise_of_its_position(
+    folder: Path, target: Target, device: str
+) -> None:
+    """Else a coupled drafter, whose noise is that of docs/design.md, would only look bad."""
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    row = plain(input_ids=torch.tensor([PROMPT], device=device)).logits[0, -1].detach().cpu()
+    decoder = TreeDecoder(target)
+    for seed in range(8):
+        decoder.start(seed, PROMPT, SamplingParams.build(1, temperature=2.0, seed=seed))
+        tokens, _ = decoder.verify(seed, HostTree((PROMPT[-1],), (-1,)))
+        position = torch.tensor(len(PROMPT))
+        scores = row / 2 + noise.gumbel_row(len(row), position, torch.tensor(seed))
+        assert tokens == [int(scores.argmax())]
+        decoder.finish(seed)
+
+
 def test_requests_alternate(target: Target) -> None:
     text = decode_alone(target, GREEDY, 60)
     decoder, rng = TreeDecoder(target), random.Random(9)
@@ -178,6 +195,7 @@ def test_verify_refuses(target: Target) -> None:
         decoder.verify(1, HostTree((1,), (-1,)))
     decoder.start(1, [8] * 510, GREEDY)
     for tree, message in (
+        (HostTree((), ()), "expected the last committed token 8 at the root, got no nodes"),
         (HostTree((9,), (-1,)), "expected the last committed token 8 at the root, got 9"),
         (HostTree((8, 260), (-1, 0)), r"token_ids: expected 0\.\.259, got 260"),
         (HostTree((8, 1, 1), (-1, 2, 0)), r"tree 0, node 1: expected a parent in 0\.\.0, got 2"),

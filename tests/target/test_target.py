@@ -1,6 +1,7 @@
 """A target's logits over trees are the model's own on every path; other models are refused."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,22 @@ def test_logits_are_the_models_own(name: str, device: str) -> None:
             expected = plain(input_ids=torch.tensor([path], device=device)).logits[0, -1]
             scale = expected.abs().max().item()
             torch.testing.assert_close(logits[row], expected, rtol=0, atol=1e-5 * scale)
+
+
+def test_padding_does_not_matter(device: str) -> None:
+    """Rows of -1 past the last tree, as a captured graph of fixed capacity has them."""
+    _, target = make_pair("Llama", {}, device)
+    tree = random_trees([4, 3], random.Random(1), VOCAB)
+    expected, _ = run_trees(target, [[1, 2], [3]], tree, chunk=16)
+    pad = torch.full((3,), -1, dtype=torch.int32)
+    padded = replace(
+        tree, token_ids=torch.cat([tree.token_ids, pad]), parents=torch.cat([tree.parents, pad])
+    )
+    lens = torch.tensor([2, 1], dtype=torch.int32, device=device)
+    table = target.cache.page_table([0, 1])
+    logits = target.logits(to_device(padded, device), lens, table)
+    assert logits.shape[0] == 10
+    torch.testing.assert_close(logits[:7], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

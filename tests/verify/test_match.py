@@ -89,7 +89,8 @@ def test_an_invalid_row_is_reported(
     """On the path of request 0 below an accepted draft; beside the path of request 1."""
     logits = torch.zeros(5, 70)
     logits[[0, 2], 8] = 200.0
-    logits[[1, 4]] = -torch.inf
+    if bad == -torch.inf:
+        logits[[1, 4]] = bad
     logits[[1, 4], 69] = bad
     tree = DraftTree.build([([1, 8], [-1, 0]), ([1, 8, 9], [-1, 0, 0])], device)
     sampling = SamplingParams.build(2, temperature=temperature, top_p=0.9, device=device)

@@ -13,6 +13,7 @@ from wanspec_kernels.tree import DraftTree, Expansion
 from wanspec_kernels.verify import Draws, VerifyResult, verify_tree
 
 BACKENDS = ("reference", "triton")
+WORD_NEAR_2_TO_32 = 29_950_471  # a seed
 SEEDS = {"reference": 40, "triton": 3}  # an interpreted kernel is slow
 
 
@@ -103,7 +104,8 @@ def test_a_token_without_target_mass_is_never_accepted(
     """Masked, filtered away, beyond the vocabulary: even by a coin as small as can be."""
     if backend == "reference":
         monkeypatch.setattr(noise, "uniform", lambda token, position, *_: 0.0 * (token + position))
-    logits = torch.tensor([4.0, 3.0, -torch.inf, 1.0]).repeat(4, 1)
+    logits = torch.full((4, 9), 9.0)[:, :4]  # what lies beyond a row would be chosen
+    logits[:] = torch.tensor([4.0, 3.0, -torch.inf, 1.0])
     tree = ([0, 2, 3, 7], [-1, 0, 0, 0])
     draws = [Expansion(0, (1, 2, 3), (2, 3, 7), (1, 1, 65535))]
     for seed in range(SEEDS[backend]):
@@ -116,9 +118,10 @@ def test_a_token_without_target_mass_is_never_accepted(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_the_target_surely_says_is_always_accepted(backend: str, device: str) -> None:
-    """p(x) = q(x) = 1: no coin may fall past the end. After it, another source's draw is moot."""
+    """p(x) = q(x) = 1: no coin may fall past the end."""
     logits = torch.tensor([0.0, 90.0, 0.0, 0.0]).repeat(2, 1)
-    for seed in range(SEEDS[backend]):
+    # At position 9 the coin of the last seed is made of a word that rounds to 2**32.
+    for seed in (*range(SEEDS[backend]), WORD_NEAR_2_TO_32):
         nodes, _ = verify_one(
             ([0, 1], [-1, 0]),
             logits,
@@ -172,26 +175,35 @@ def test_without_replacement_the_last_of_a_support_is_drawn_surely(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("replacement", [True, False])
-def test_later_draws_exclude_earlier_tokens(replacement: bool, backend: str, device: str) -> None:
+@pytest.mark.parametrize("how", ["one source", "with replacement", "two sources"])
+def test_later_draws_exclude_earlier_tokens(how: str, backend: str, device: str) -> None:
     """p = 1/4 each, q = (0.9, 0.1). Once 0 is rejected, p(1) is 0.15 / 0.65.
 
-    q(1) is still 0.1 with replacement, so 1 is sure to be accepted; without, q(1) has become 1.
+    Of one source without replacement q(1) has become 1, and a coin just below 0.15 / 0.65 accepts
+    it. With replacement, or of another source, q(1) is still 0.1, and 1 is sure to be accepted.
     """
-    coins = noise.uniform(torch.arange(2), torch.tensor(9), torch.arange(100)[:, None], Stream.COIN)
-    both_high = (coins[:, 0] > 0.25 / 0.9) & (coins[:, 1] > 0.15 / 0.65)
-    for seed in both_high.nonzero().flatten().tolist()[: SEEDS[backend]]:
-        nodes, _ = verify_one(
-            ([0, 0, 1], [-1, 0, 0]),
-            torch.zeros(3, 4),
-            [Expansion(0, (1, 2), (0, 1), (9, 1))],
-            device,
-            backend,
-            replacement=replacement,
-            temperature=1.0,
-            seed=seed,
-        )
-        assert nodes == ([2] if replacement else [])
+    coins = noise.uniform(torch.arange(2), torch.tensor(9), torch.arange(400)[:, None], Stream.COIN)
+    threshold = 0.15 / 0.65
+    q, support = (9, 1), (0, 1)
+    draws = [Expansion(0, (1, 2), support, q)]
+    if how == "two sources":
+        draws = [Expansion(0, (1,), support, q), Expansion(0, (2,), support, q)]
+    for low, high in ((0.16, threshold), (threshold, 0.35)):
+        near = (coins[:, 0] > 0.25 / 0.9) & (coins[:, 1] > low) & (coins[:, 1] < high)
+        seeds = near.nonzero().flatten().tolist()[: SEEDS[backend]]
+        assert seeds
+        for seed in seeds:
+            nodes, _ = verify_one(
+                ([0, 0, 1], [-1, 0, 0]),
+                torch.zeros(3, 4),
+                draws,
+                device,
+                backend,
+                replacement=how == "with replacement",
+                temperature=1.0,
+                seed=seed,
+            )
+            assert nodes == ([] if how == "one source" and low == threshold else [2])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -213,6 +225,8 @@ def test_a_residual_that_rounding_empties_still_gives_a_token_of_the_target(
 def test_an_invalid_row_is_reported(bad: float, backend: str, device: str) -> None:
     logits = torch.full((2, 70), -torch.inf)
     logits[0, 8] = 1.0
+    if bad != -torch.inf:
+        logits[1] = 0.0
     logits[1, 69] = bad
     tree = DraftTree.build([([1, 8], [-1, 0])], device)
     result = verify_tree(

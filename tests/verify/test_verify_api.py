@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from tests.verify.cases import assert_same, random_case
+from wanspec_kernels import backend
+from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.tree import DraftTree, Expansion
-from wanspec_kernels.verify import Draws, api, operators, verify_tree
+from wanspec_kernels.verify import Draws, operators, verify_tree
 
 
 def arguments(device: str) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def test_errors_say_what_was_expected(device: str) -> None:
         ({"draft": None}, "draft: expected Draws with rule 'rejection' only, got None"),
         ({"rule": "match"}, "got Draws with 'match'"),
         ({"rule": "block"}, "rule: expected 'match' or 'rejection', got 'block'"),
-        ({"backend": "cuda"}, "backend: expected 'auto', 'reference' or 'triton', got 'cuda'"),
+        ({"backend": "cuda"}, "expected a backend of auto, triton, reference, got cuda"),
         ({"draft": replace(draft, indptr=draft.indptr[1:])}, f"draft.indptr: expected [{n + 1}]"),
         ({"draft": replace(draft, weights=draft.weights.T)}, "draft.weights: expected"),
         (
@@ -67,7 +69,7 @@ def test_errors_say_what_was_expected(device: str) -> None:
 
 def test_triton_on_cpu_tensors_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(RuntimeError, match="expected CUDA tensors or TRITON_INTERPRET=1, got cpu"):
+    with pytest.raises(RuntimeError, match="verify_tree: backend triton: expected tensors on cuda"):
         verify_tree(**arguments("cpu"), backend="triton")
 
 
@@ -94,7 +96,7 @@ assert verify_tree(*arguments).token_ids.tolist() == [[0, -1]]
 try:
     verify_tree(*arguments, backend="triton")
 except RuntimeError as error:
-    assert "expected triton to be installed" in str(error)
+    assert "the package triton is not installed" in str(error)
 else:
     raise AssertionError
 assert not any(name.split(".")[0] == "triton" for name in sys.modules)
@@ -106,13 +108,13 @@ assert not any(name.split(".")[0] == "triton" for name in sys.modules)
 
 
 def test_auto_says_its_choice_once(device: str, caplog: pytest.LogCaptureFixture) -> None:
-    api._auto_backend.cache_clear()
+    backend._log_choice.cache_clear()
     with caplog.at_level(logging.INFO, logger="wanspec_kernels"):
         verify_tree(**arguments(device))
         verify_tree(**arguments(device))
     chosen = "triton" if device == "cuda" else "reference"
     assert [record.message for record in caplog.records] == [
-        f"verify_tree on {device} tensors uses the {chosen} backend"
+        f"verify_tree on {device}: backend {chosen}"
     ]
 
 
@@ -155,6 +157,45 @@ def test_captured_in_a_graph(rule: str) -> None:
         good["target_logits"].copy_(good["target_logits"].roll(shift, dims=1))
         graph.replay()
         assert_same(result, verify_tree(**good, backend="reference"))
+
+
+@pytest.mark.parametrize("rule", ["match", "rejection"])
+def test_rows_more_than_2_to_31_logits_away(rule: str, device: str) -> None:
+    """Over memory of which next to nothing is touched."""
+    stride = (1 << 30) + 8
+    memory = torch.empty(2 * stride + 40, dtype=torch.bfloat16, device=device)
+    logits = memory.as_strided((3, 40), (stride, 1))
+    logits.zero_()
+    logits[[0, 1, 2], [17, 18, 19]] = 50
+    tree = DraftTree.build([([0, 17, 18], [-1, 0, 1])], device)
+    draft = None
+    if rule == "rejection":
+        chain = [Expansion(i, (i + 1,), (17 + i,), (1,)) for i in range(2)]
+        draft = Draws.build([chain], tree, True)
+    sampling = SamplingParams.build(1, temperature=1.0, device=device)
+    result = verify_tree(
+        tree,
+        logits,
+        sampling,
+        torch.tensor([3], device=device),
+        rule=rule,
+        draft=draft,
+        backend="triton",  # type: ignore[arg-type]
+    )
+    assert result.token_ids.tolist() == [[17, 18, 19]]
+
+
+def test_more_entries_at_a_node_than_the_kernel_holds(device: str) -> None:
+    """17 sources of 64 tokens each: the reference takes them, the kernel says it cannot."""
+    tree = DraftTree.build([([0, 1], [-1, 0])], device)
+    one = Expansion(0, (1,), tuple(range(64)), (1,) * 64)
+    sampling = SamplingParams.build(1, device=device)
+    arguments = (tree, torch.zeros(2, 70, device=device), sampling, torch.ones_like(sampling.seed))
+    draft = Draws.build([[one] * 17], tree, True)
+    result = verify_tree(*arguments, rule="rejection", draft=draft, backend="reference")
+    assert result.token_ids.tolist() == [[0, -1]]
+    with pytest.raises(RuntimeError, match="at most 1024 entries a node, got 17 rows of 64"):
+        verify_tree(*arguments, rule="rejection", draft=draft, backend="triton")
 
 
 @pytest.mark.gpu

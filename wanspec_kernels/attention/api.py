@@ -28,8 +28,8 @@ def tree_attention(
     Keys and values lie in pages: slot s of request b is row ``s % page_size`` of page
     ``page_table[b, s // page_size]``. Slots below ``context_lens[b]`` hold the context; node i of
     tree b, its root included, has slot ``context_lens[b] + i``, already written. The scores are
-    softmaxed in float32. Nothing waits for the device. Derived from Miao et al. 2023 (tree
-    attention) and Dao et al. 2023 (splitting the context).
+    softmaxed in float32. Nothing waits for the device with backend "triton". Derived from Miao et
+    al. 2023 (tree attention) and Dao et al. 2023 (splitting the context).
 
     Args:
         query: [num_nodes, heads, dim] bf16, fp16 or fp32, rows as ``tree.indptr`` says, any strides

@@ -42,7 +42,7 @@ def tree_attention_kernel(
     row = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = row < tree_nodes * GROUP
     node = first + row // GROUP
-    head = kv_head * GROUP + row % GROUP
+    head = (kv_head * GROUP + row % GROUP).to(tl.int64)
     dim = tl.arange(0, BLOCK_DIM)
     is_dim = dim < HEAD_DIM
     query = tl.load(

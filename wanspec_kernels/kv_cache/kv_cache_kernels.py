@@ -34,7 +34,7 @@ def write_kernel(
     for start in range(0, kv_heads * DIM, BLOCK):
         offset = start + tl.arange(0, BLOCK)
         mask = inside[:, None] & (offset < kv_heads * DIM)
-        head, dim = offset // DIM, offset % DIM
+        head, dim = (offset // DIM).to(tl.int64), offset % DIM
         entry = tl.load(
             keys_ptr + row[:, None] * stride_keys_node + head * stride_keys_head + dim, mask=mask
         )
@@ -64,7 +64,7 @@ def compact_kernel(
     layer = tl.program_id(1).to(tl.int64)
     offset = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     mask = offset < kv_heads * DIM
-    head, dim = offset // DIM, offset % DIM
+    head, dim = (offset // DIM).to(tl.int64), offset % DIM
     k_ptr += layer * stride_k_layer
     v_ptr += layer * stride_v_layer
     page_table_ptr += b * stride_page_table

@@ -13,6 +13,8 @@ def write_reference(
     context_lens: Tensor,
     page_table: Tensor,
 ) -> None:
+    if context_lens.shape[0] == 0:
+        return
     rows = torch.arange(keys.shape[0], device=keys.device)
     # A row past the last tree is padding and gets a slot outside of every page.
     b = torch.searchsorted(indptr, rows, right=True) - 1

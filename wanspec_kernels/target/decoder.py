@@ -82,10 +82,10 @@ class TreeDecoder:
         """
         state = self._state(request)
         length = len(state.token_ids)
-        if tree.token_ids[0] != state.token_ids[-1]:
+        if tree.token_ids[:1] != (state.token_ids[-1],):
             raise ValueError(
                 f"tree: expected the last committed token {state.token_ids[-1]} at the root, "
-                f"got {tree.token_ids[0]}"
+                f"got {tree.token_ids[0] if tree.token_ids else 'no nodes'}"
             )
         slots = length - 1 + len(tree.token_ids)
         if slots > self._target.max_length:

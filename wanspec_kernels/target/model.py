@@ -116,7 +116,7 @@ class Target:
         """One pass over all trees; their keys and values are left in the pages.
 
         Args:
-            tree: trees on the target's device, token ids below ``vocab_size``.
+            tree: trees on the target's device, token ids below ``vocab_size``, -1 in padding.
             context_lens: [batch] int32; node i of tree b is written to slot ``context_lens[b] + i``
                 and has position ``context_lens[b] + depth``.
             page_table: [batch, max_pages] int32, with pages for every slot of context and tree.
@@ -130,7 +130,7 @@ class Target:
         token = current_pass.set(run)
         try:
             output = self.model(
-                input_ids=tree.token_ids[None],
+                input_ids=tree.token_ids.clamp(min=0)[None],  # padding may hold -1
                 position_ids=self._positions(tree, context_lens)[None],
                 use_cache=False,
                 logits_to_keep=int(last_only),

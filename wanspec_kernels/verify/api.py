@@ -1,15 +1,12 @@
 """The public function: checks, choice of a backend, dispatch."""
 
-import logging
-import os
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from wanspec_kernels.backend import choose_backend
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.tree import DraftTree
 from wanspec_kernels.verify import operators
@@ -19,8 +16,9 @@ Rule = Literal["match", "rejection"]
 Backend = Literal["auto", "reference", "triton"]
 
 LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-logger = logging.getLogger(__name__)
+# Of one node: its rows times their width. The kernel compares all with all, and Triton's largest
+# block has 2**20 numbers.
+MAX_ENTRIES = 1024
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ def verify_tree(
 
     Raises:
         ValueError: a tensor has another shape, dtype or device than said above.
-        RuntimeError: `backend` cannot run here.
+        RuntimeError: `backend` cannot run here; or it is "triton", and the rows of some node of
+            `draft` have more than MAX_ENTRIES entries together.
     """
     _check(tree, target_logits, sampling, positions)
     if rule not in ("match", "rejection"):
@@ -90,7 +89,7 @@ def verify_tree(
         raise ValueError(
             f"draft: expected Draws with rule 'rejection' only, got {got} with {rule!r}"
         )
-    chosen = _choose(backend, target_logits.device.type)
+    chosen = choose_backend("verify_tree", backend, target_logits.device)
     parameters = (
         positions,
         sampling.inverse_temperature,
@@ -112,6 +111,13 @@ def verify_tree(
         )
     else:
         _check_draws(draft, tree)
+        entries = draft.max_rows * draft.token_ids.shape[1]
+        if chosen == "triton" and entries > MAX_ENTRIES:
+            raise RuntimeError(
+                "verify_tree: backend triton: draft: expected at most "
+                f"{MAX_ENTRIES} entries a node, got {draft.max_rows} rows of "
+                f"{draft.token_ids.shape[1]}"
+            )
         outputs = operators.verify_rejection(
             target_logits,
             tree.token_ids,
@@ -184,26 +190,3 @@ def _check_tensor(
         )
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
-
-
-def _choose(backend: str, device_type: str) -> str:
-    if backend == "auto":
-        return _auto_backend(device_type)
-    if backend == "triton":
-        if find_spec("triton") is None:
-            raise RuntimeError("backend 'triton': expected triton to be installed, and it is not")
-        if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise RuntimeError(
-                "backend 'triton': expected CUDA tensors or TRITON_INTERPRET=1, "
-                f"got {device_type} tensors"
-            )
-    elif backend != "reference":
-        raise ValueError(f"backend: expected 'auto', 'reference' or 'triton', got {backend!r}")
-    return backend
-
-
-@cache  # so that the choice is logged once
-def _auto_backend(device_type: str) -> str:
-    chosen = "triton" if device_type == "cuda" and find_spec("triton") else "reference"
-    logger.info("verify_tree on %s tensors uses the %s backend", device_type, chosen)
-    return chosen
