@@ -61,7 +61,9 @@ def test_build_lays_trees_side_by_side(device: str) -> None:
 
 @pytest.mark.parametrize("name", ["token_ids", "parents", "indptr"])
 @pytest.mark.parametrize(
-    "change", [Tensor.long, lambda t: t.repeat(2)[::2], lambda t: t[None]], ids=str
+    "change",
+    [Tensor.long, lambda t: t.repeat(2)[::2], lambda t: t[None]],
+    ids=["dtype", "stride", "dimensions"],
 )
 def test_tensors_the_kernels_could_not_read_raise(
     name: str, change: Callable[[Tensor], Tensor]

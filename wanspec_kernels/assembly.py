@@ -32,8 +32,14 @@ class Pair:
     home: DraftModel | None
 
     @classmethod
-    def load(cls, model: str, home_draft: str | None, device: str = "auto") -> "Pair":
-        """Load by hub name, folder or bundled name.
+    def load(
+        cls,
+        model: str,
+        home_draft: str | None,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+    ) -> "Pair":
+        """Load by hub name, folder or bundled name; `dtype` None is float32 on a CPU, else bf16.
 
         Raises:
             VocabularyMismatchError: the two have different vocabularies.
@@ -42,7 +48,7 @@ class Pair:
         transformers.utils.logging.disable_progress_bar()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        target = Target.load(model_path(model), device=device)
+        target = Target.load(model_path(model), device=device, dtype=dtype)
         if home_draft is None:
             return cls(target, None)
         home = DraftModel.load(home_draft, device=device)

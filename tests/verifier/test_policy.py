@@ -129,5 +129,18 @@ def test_estimates_learn_and_return_to_their_prior():
     assert estimates.acceptance == pytest.approx(0.7, abs=0.01)
     estimates.observe_pass(5000.0, 0, 0)  # one slow pass is no trend
     assert estimates.target_pass_ms == 20.0
+    estimates.observe_home(5000.0, 2)  # warming up
     estimates.observe_home(8.0, 2)
     assert estimates.home_pass_ms == 4.0
+
+
+def test_a_home_drafter_found_slow_is_tried_again_at_a_bounded_cost():
+    estimates = Estimates()
+    estimates.observe_home(900.0, 1)
+    estimates.observe_home(400.0, 1)
+    passes = 0
+    while estimates.home_pass_ms == 400.0:
+        estimates.observe_pass(20.0, 4, 2)
+        passes += 1
+        assert passes <= 1001
+    assert passes * 20.0 >= 50 * 400.0

@@ -79,7 +79,9 @@ def run(settings: Settings, observe: Callable[[Pair], Observer]) -> dict[str, An
 async def _run(settings: Settings, observe: Callable[[Pair], Observer]) -> dict[str, Any]:
     # Threads that wait for each other spin, and the drafters on this machine need the other cores.
     torch.set_num_threads(1)
-    pair = Pair.load(settings.model, settings.draft)
+    # In bf16 a GPU's logits depend on how many rows a pass has, so near-ties fall now this way, now
+    # that; the demo compares texts.
+    pair = Pair.load(settings.model, settings.draft, dtype=torch.float32)
     observer = observe(pair)
     target = PacedTarget(pair.decoder(settings.rule), settings.target_pass_ms)
     with ExitStack() as stack:

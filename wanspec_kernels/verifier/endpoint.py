@@ -44,6 +44,24 @@ class EndpointConfig:
     quarantine_ms: float = 60_000.0
     send_queue: int = 256  # messages, for each drafter; more are dropped and counted
     receive_queue: int = 64  # messages, from each drafter; then TCP holds it back
+    # From each key, whatever its sessions; past it they are dropped unread. Twice as many in a
+    # burst. A drafter sends one DRAFT a pass of its model.
+    max_messages_per_s: float = 500.0
+
+
+class _Allowance:
+    """Messages that a key may still send: `rate` more each second, twice that at most."""
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate, self._left, self._now = rate, 2 * rate, now
+
+    def take(self, now: float) -> bool:
+        earned = (now - self._now) * self._rate / 1000.0
+        self._left, self._now = min(self._left + earned, 2 * self._rate), now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 class Endpoint:
@@ -73,6 +91,7 @@ class Endpoint:
         self._on_offer = on_offer
         self._generation: Generation | None = None
         self._sessions: dict[bytes, Session] = {}  # by routing id; one a key
+        self._allowances: dict[str, _Allowance] = {}  # by key: as many as were ever enrolled
         self._source_numbers = count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._context: zmq.asyncio.Context | None = None
@@ -89,8 +108,19 @@ class Endpoint:
         """Handshakes refused: the key is not enrolled, or there was none."""
         return self._authenticator.num_refused if self._authenticator else 0
 
-    def start(self) -> None:
-        """Bind, and serve from tasks of the running loop."""
+    async def start(self) -> None:
+        """Bind, and serve from tasks of the running loop.
+
+        Raises:
+            OSError: the address is no good, or taken.
+        """
+        try:
+            self._start()
+        except zmq.ZMQError as error:
+            await self.close()
+            raise OSError(f"cannot bind {self._bind}: {error.strerror}") from None
+
+    def _start(self) -> None:
         self._context = zmq.asyncio.Context()
         self._authenticator = Authenticator(self._context, self._allowed)
         self._authenticator.start()
@@ -176,6 +206,11 @@ class Endpoint:
             session = None
         self.counters["received"] += 1
         self.counters["bytes_received"] += sum(len(frame) for frame in frames[1:])
+        if key not in self._allowances:
+            self._allowances[key] = _Allowance(self.config.max_messages_per_s, now)
+        if not self._allowances[key].take(now):
+            self.counters["over_rate"] += 1
+            return
         try:
             if len(frames) != 2:
                 raise ProtocolError(f"message: expected 1 frame, got {len(frames) - 1}")

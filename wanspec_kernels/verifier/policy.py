@@ -98,9 +98,10 @@ class Policy:
 class Estimates:
     """What decisions need to know of the machines and models at hand, learnt while decoding.
 
-    Pass times are medians, so that one slow pass (a first one, say) changes nothing. The acceptance
-    of a level is a fading count that returns to its prior, so that what was once useless is tried
-    again.
+    Pass times are medians, so that one slow pass changes nothing; the first home draft of all is no
+    sample, as a GPU compiles and warms up in it. The acceptance of a level is a fading count that
+    returns to its prior, and home passes found too slow are forgotten in time: what was once
+    useless is tried again, at a bounded cost.
     """
 
     prior_acceptance: float = 0.7
@@ -108,6 +109,9 @@ class Estimates:
     fading: float = 0.98  # a target pass
     target_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     home_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))  # a draft pass
+    home_retry: float = 50.0  # a sample is forgotten after so many times its own duration
+    _home_is_warm: bool = False
+    _since_home_ms: float = 0.0  # of target passes
     _tried: float = 0.0
     _accepted: float = 0.0
 
@@ -127,11 +131,18 @@ class Estimates:
     def observe_pass(self, duration_ms: float, depth: int, num_accepted: int) -> None:
         """A target pass over a tree of this depth ended."""
         self.target_ms.append(duration_ms)
+        self._since_home_ms += duration_ms
+        if self.home_ms and self._since_home_ms > self.home_retry * self.home_ms[0]:
+            self.home_ms.popleft()
+            self._since_home_ms = 0.0
         self._tried = self.fading * self._tried + min(depth, num_accepted + 1)
         self._accepted = self.fading * self._accepted + num_accepted
 
     def observe_home(self, duration_ms: float, passes: int) -> None:
-        self.home_ms.append(duration_ms / passes)
+        if self._home_is_warm:
+            self.home_ms.append(duration_ms / passes)
+        self._home_is_warm = True
+        self._since_home_ms = 0.0
 
 
 def _expected_tokens(acceptance: float, depth: int) -> float:

@@ -132,7 +132,7 @@ class VerifierService:
 
     async def start(self) -> None:
         if self._endpoint is not None:
-            self._endpoint.start()
+            await self._endpoint.start()
 
     async def close(self) -> None:
         """End a running generation, then the sockets and the worker."""

@@ -33,7 +33,6 @@ class SessionConfig:
     missed_heartbeats: int = 3  # then the drafter is taken for dead
     capacity_retry_ms: float = 5000.0  # until a drafter that was full is asked again
     reopen_ms: float = 200.0  # between two OPENs of one request
-    max_messages_per_s: float = 2000.0  # past it they are dropped; twice as many in a burst
     max_malformed: int = 8  # then the session is quarantined
 
 
@@ -108,8 +107,6 @@ class Session:
         self._pinged_ms = float("-inf")
         self._pings: deque[int] = deque(maxlen=MAX_PINGS_OPEN)  # clock readings sent
         self._opens_after_ms = opens_after
-        self._allowance = 2 * self.config.max_messages_per_s
-        self._allowance_ms = now
 
     @property
     def ready(self) -> bool:
@@ -121,9 +118,6 @@ class Session:
             self.counters["ignored"] += 1
             return Reaction()
         self._heard_ms = now
-        if not self._within_rate(now):
-            self.counters["over_rate"] += 1
-            return Reaction()
         if self.state is State.NEW:
             return self._greet(message, now)
         match message:
@@ -276,16 +270,6 @@ class Session:
             return
         self.round_trip_ms += 0.125 * (sample - self.round_trip_ms)
         self.min_round_trip_ms = min(self.min_round_trip_ms, sample)
-
-    def _within_rate(self, now: float) -> bool:
-        rate = self.config.max_messages_per_s
-        earned = (now - self._allowance_ms) * rate / 1000.0
-        self._allowance = min(self._allowance + earned, 2 * rate)
-        self._allowance_ms = now
-        if self._allowance < 1:
-            return False
-        self._allowance -= 1
-        return True
 
 
 def _clock_us(now: float) -> int:
