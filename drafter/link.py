@@ -44,7 +44,7 @@ _LOST_EVENTS = {
 
 
 class Refused(Exception):
-    """The verifier will not have this drafter, now or later."""
+    """The verifier will not have this drafter, now or later, or cannot be dialled at all."""
 
 
 @dataclass
@@ -129,7 +129,10 @@ class Link:
                 Hello(*self._about, clock_us=_now_us()),
                 greeting_timeout_us=self._greeting_timeout_us,
             )
-            socket.connect(self._endpoint)
+            try:
+                socket.connect(self._endpoint)
+            except zmq.ZMQError as error:
+                raise Refused(f"not an address to dial: {error.strerror}") from None
             self._send(socket, connection, [connection.hello])
             reason = self._converse(socket, monitor, connection)
             if connection.conversed:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import torch
 import typer
@@ -80,7 +81,7 @@ def main(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    if not connect.startswith("tcp://"):
+    if not _is_address(connect):
         raise typer.BadParameter(f"expected tcp://HOST:PORT, got {connect}", param_hint="--connect")
     try:
         secret, server_public = load_secret(key), load_public(server_key)
@@ -103,6 +104,14 @@ def main(
     except Refused as refusal:
         print(f"refused by {connect}: {refusal}", file=sys.stderr)
         raise typer.Exit(REFUSED) from None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme == "tcp" and url.hostname not in (None, "*") and bool(url.port)
+    except ValueError:  # a port that is no number, or past 65535
+        return False
 
 
 def _load(name: str, device: str, dtype: Dtype, threads: int) -> DraftModel:

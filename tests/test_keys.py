@@ -64,6 +64,13 @@ def test_nothing_is_overwritten(tmp_path: Path, there: str) -> None:
     assert (tmp_path / there).read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["", ".hidden", "..", "a/b", "../drafter"])
+def test_a_name_that_is_no_plain_one_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(KeyFileError, match="expected a plain name"):
+        generate(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

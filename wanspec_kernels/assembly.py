@@ -1,7 +1,6 @@
 """Puts a target, a home drafter and the drafters' socket together, for `generate` and `demo`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,7 +9,7 @@ import transformers
 from drafter.home import HomeDrafter
 from drafter.model import DraftModel
 from wanspec_kernels.bundled import model_path
-from wanspec_kernels.keys import AllowList, load_secret
+from wanspec_kernels.keys import AllowList, Secret
 from wanspec_kernels.target import Target, TreeDecoder
 from wanspec_kernels.verifier.generation import Limits
 from wanspec_kernels.verifier.interfaces import TargetModel
@@ -67,8 +66,8 @@ class Pair:
         decoder: TargetModel,
         *,
         bind: str | None = None,
-        key: Path | None = None,
-        allowed: Path | None = None,
+        secret: Secret | None = None,
+        allowed: AllowList | None = None,
         max_rows: int = 64,
     ) -> VerifierService:
         """With `bind`, drafters whose keys are in `allowed` may dial in; without, none can."""
@@ -78,8 +77,8 @@ class Pair:
             vocabulary=self.target.vocabulary,
             vocab_size=self.target.vocab_size,
             bind=bind,
-            secret=load_secret(key) if key else None,
-            allowed=AllowList(allowed) if allowed else None,
+            secret=secret,
+            allowed=allowed,
             home=HomeDrafter(self.home) if self.home else None,
             config=ServiceConfig(limits=limits),
         )

@@ -40,7 +40,7 @@ def keygen(
     """Make a CURVE key pair: NAME.key may be handed out, NAME.secret stays where it is."""
     try:
         secret = keys.generate(folder, name)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         _fail(str(error))
     typer.echo(f"{secret.with_suffix('.key')}  public: give it to the other side")
     typer.echo(f"{secret}  secret: keep it here")
@@ -81,16 +81,23 @@ def generate(
         _fail("--wait-for-drafters: expected --bind with it")
     text = sys.stdin.read() if prompt == "-" else prompt
     try:
+        # The keys first: a large model takes minutes to load.
+        secret = keys.load_secret(key) if key else None
+        allow_list = keys.AllowList(allowed) if allowed else None
         pair = Pair.load(model, home_draft or None, device)
     except (OSError, ValueError) as error:
         _fail(str(error))
 
     async def run() -> None:
         tokenizer = pair.target.tokenizer
-        service = pair.service(pair.decoder(rule.value), bind=bind, key=key, allowed=allowed)
+        service = pair.service(
+            pair.decoder(rule.value), bind=bind, secret=secret, allowed=allow_list
+        )
         async with service:
             if bind is not None:
                 print(f"drafters may dial {service.address}", file=sys.stderr)
+            if wait_for_drafters:
+                print(f"waiting for {wait_for_drafters} of them", file=sys.stderr)
             while sum(s.ready for s in service.sessions) < wait_for_drafters:
                 await asyncio.sleep(0.05)
             result = await service.generate(

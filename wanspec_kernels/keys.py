@@ -44,7 +44,10 @@ def generate(folder: Path | str, name: str) -> Path:
 
     Raises:
         FileExistsError: one of them is there already; nothing is ever overwritten.
+        KeyFileError: the name is empty, hidden or a path.
     """
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise KeyFileError(f"expected a plain name such as my-university, got {name!r}")
     folder = Path(folder)
     public, secret = (key.decode("ascii") for key in zmq.curve_keypair())
     public_file, secret_file = folder / f"{name}.key", folder / f"{name}.secret"

@@ -226,6 +226,13 @@ def test_a_key_not_enrolled_is_told_so(keys, verifier, caplog):
         assert not verifier.socket.poll(0)
 
 
+def test_an_address_that_cannot_be_dialled_ends_the_link(keys):
+    with closing(Running(keys, "tcp://127.0.0.1")) as drafter:
+        drafter.thread.join(10)
+        assert isinstance(drafter.result, Refused)
+        assert "not an address" in str(drafter.result)
+
+
 def test_nobody_at_the_other_end(keys, caplog):
     caplog.set_level(logging.WARNING, "drafter")
     with closing(Running(keys, "tcp://127.0.0.1:1")) as drafter:
@@ -340,6 +347,10 @@ def test_another_vocabulary_exits_with_2(keys, verifier, folder):
     ("change", "status", "text"),
     [
         ("--connect=udp://127.0.0.1:1", 2, "expected tcp://HOST:PORT"),
+        ("--connect=tcp://127.0.0.1", 2, "expected tcp://HOST:PORT"),
+        ("--connect=tcp://127.0.0.1:0", 2, "expected tcp://HOST:PORT"),
+        ("--connect=tcp://127.0.0.1:99999", 2, "expected tcp://HOST:PORT"),
+        ("--connect=tcp://*:5555", 2, "expected tcp://HOST:PORT"),
         ("--key=/nowhere/drafter.secret", 2, "drafter.secret"),
         ("--model=/nowhere/at-all", 1, "/nowhere/at-all"),
         ("--model=bundled:nothing", 1, "bundled:nothing"),

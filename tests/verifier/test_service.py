@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 import tracemalloc
 from contextlib import asynccontextmanager
 from functools import partial
@@ -410,11 +411,57 @@ def test_a_drafter_that_stops_reading_blocks_nothing_and_is_given_up(keys):
     run(keys, scenario, config=config)
 
 
+def test_a_keys_rate_is_bounded_whatever_it_says_and_however_often_it_greets(keys):
+    target = SteppedTarget(stepped=True)
+    config = ServiceConfig(endpoint=EndpointConfig(max_messages_per_s=50.0))
+
+    async def scenario(service, dial):
+        async with dial("first") as hostile, dial("second") as friend:
+            await friend.join()
+            generation = asyncio.create_task(service.generate(PROMPT, max_tokens=30))
+            drafting = asyncio.create_task(friend.draft_forever())
+            began = time.monotonic()
+            for payload in (HELLO, b"\xc1", encode(Ping(1, 0))) * 300:
+                await hostile.say(payload)
+                while await hostile.socket.poll(0):
+                    await hostile.socket.recv()
+            await until(lambda: service.counters["received"] > 900)
+            heard = service.counters["received"] - service.counters["over_rate"]
+            assert heard <= 2 * (2 * 50 + 50 * (time.monotonic() - began + 1))
+            assert service.counters["over_rate"] > 0
+            target.free()
+            result = await generation
+            await drafting
+            assert result.token_ids == continuation(PROMPT, 30)
+
+    run(keys, scenario, target=target, config=config)
+
+
+@pytest.mark.parametrize("bind", ["tcp://127.0.0.1", "nonsense", "in use"])
+def test_an_address_that_cannot_be_bound_is_an_os_error(keys, bind):
+    async def scenario(service, dial):
+        other = VerifierService(
+            FakeTarget(),
+            vocabulary=VOCABULARY,
+            vocab_size=VOCAB_SIZE,
+            bind=service.address if bind == "in use" else bind,
+            secret=keys["verifier"],
+            allowed=keys["enrolled"],
+        )
+        with pytest.raises(OSError, match="cannot bind"):
+            await other.start()
+        await other.close()
+
+    run(keys, scenario)
+
+
 def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_memory_stays_flat_under_a_flood(keys):
+    config = ServiceConfig(endpoint=EndpointConfig(max_messages_per_s=1e9))  # all of it is read
+
     async def scenario(service, dial):
         async with dial("first") as hostile, dial("second") as friend:
             await friend.join()
@@ -448,7 +495,7 @@ def test_memory_stays_flat_under_a_flood(keys):
             result = await service.generate(PROMPT, max_tokens=10)
             assert result.token_ids == continuation(PROMPT, 10)
 
-    run(keys, scenario)
+    run(keys, scenario, config=config)
 
 
 def test_a_socket_needs_keys():

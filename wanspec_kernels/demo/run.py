@@ -14,7 +14,7 @@ import torch
 
 from wanspec_kernels.assembly import Pair, Rule
 from wanspec_kernels.demo.processes import RemoteDrafter, make_keys
-from wanspec_kernels.keys import AllowList
+from wanspec_kernels.keys import AllowList, load_secret
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.verifier.interfaces import TargetModel
@@ -86,11 +86,11 @@ async def _run(settings: Settings, observe: Callable[[Pair], Observer]) -> dict[
     target = PacedTarget(pair.decoder(settings.rule), settings.target_pass_ms)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wanspec-demo-")))
-        allowed = make_keys(folder, len(settings.round_trips_ms))
+        allowed = AllowList(make_keys(folder, len(settings.round_trips_ms)))
         service = pair.service(
             target,
             bind="tcp://127.0.0.1:*",
-            key=folder / "verifier.secret",
+            secret=load_secret(folder / "verifier.secret"),
             allowed=allowed,
             max_rows=MAX_ROWS,
         )
@@ -117,9 +117,8 @@ async def _run(settings: Settings, observe: Callable[[Pair], Observer]) -> dict[
             for name, text in settings.prompts:
                 observer.prompt(name, text)
                 results.append(await _generate(service, pair, settings, text, observer))
-            names = AllowList(allowed)
             measured = {
-                names.name_of(session.key.encode()): session.round_trip_ms
+                allowed.name_of(session.key.encode()): session.round_trip_ms
                 for session in service.sessions
             }
             round_trips = [measured.get(drafter.name) for drafter in drafters]

@@ -34,6 +34,7 @@ from wanspec_kernels.verifier.session import Session, SessionConfig, State
 logger = logging.getLogger(__name__)
 
 MESSAGES_A_TURN = 16  # received before the loop's other tasks get theirs
+OVER_RATE_PAUSE_S = 0.002  # after a turn with messages past their rate; TCP holds the rest back
 LINGER_MS = 200
 
 
@@ -170,6 +171,7 @@ class Endpoint:
         self._generation = None
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+        over_rate = 0
         for number in count(1):
             frames = await socket.recv_multipart(copy=False)
             try:
@@ -179,7 +181,8 @@ class Endpoint:
                 self.counters["internal_errors"] += 1
                 logger.exception("a message could not be handled")
             if number % MESSAGES_A_TURN == 0:
-                await asyncio.sleep(0)
+                before, over_rate = over_rate, self.counters["over_rate"]
+                await asyncio.sleep(OVER_RATE_PAUSE_S if over_rate > before else 0)
 
     async def _beat(self) -> None:
         while True:
