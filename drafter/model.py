@@ -112,6 +112,9 @@ class DraftModel:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype is None:
             dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        if device.startswith("cuda"):
+            # It builds a plan, 50 ms, for every new number of slots; a tree has a new one each pass.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         path = model_path(name)
         AttentionInterface.register(ATTENTION, _attention)
         tokenizer = AutoTokenizer.from_pretrained(path)

@@ -144,6 +144,7 @@ def demo(
     ] = None,
     model: Model = "bundled:target",
     draft: Annotated[str, typer.Option(help="Draft model, remote and at home.")] = "bundled:draft",
+    device: Annotated[str, typer.Option(help="cpu serves the bundled pair; or cuda.")] = "cpu",
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
 ) -> None:
     """Write Python with drafts from other processes over encrypted, emulated wide-area links."""
@@ -162,6 +163,7 @@ def demo(
         max_tokens=max_tokens,
         round_trips_ms=round_trips,
         target_pass_ms=target_pass_ms,
+        device=device,
     )
     console = Console(stderr=json_, highlight=False)
     if not json_:

@@ -30,7 +30,14 @@ class RemoteDrafter:
 
     @classmethod
     def start(
-        cls, number: int, folder: Path, verifier: str, draft: str, round_trip_ms: float
+        cls,
+        number: int,
+        folder: Path,
+        verifier: str,
+        round_trip_ms: float,
+        *,
+        draft: str,
+        device: str,
     ) -> "RemoteDrafter":
         """Dial `verifier` (tcp://HOST:PORT) with the keys of `make_keys` in `folder`."""
         name = f"drafter-{number}"
@@ -52,6 +59,7 @@ class RemoteDrafter:
                 "drafter.main",
                 *("--connect", f"tcp://127.0.0.1:{port}"),
                 *("--model", draft),
+                *("--device", device),
                 *("--key", str(folder / f"{name}.secret")),
                 *("--server-key", str(folder / "verifier.key")),
                 *("--threads", "1"),

@@ -38,6 +38,7 @@ class Settings:
     max_tokens: int
     round_trips_ms: tuple[float, ...]  # of the drafters' links
     target_pass_ms: float
+    device: str
 
 
 class Observer:
@@ -81,7 +82,7 @@ async def _run(settings: Settings, observe: Callable[[Pair], Observer]) -> dict[
     torch.set_num_threads(1)
     # In bf16 a GPU's logits depend on how many rows a pass has, so near-ties fall now this way, now
     # that; the demo compares texts.
-    pair = Pair.load(settings.model, settings.draft, dtype=torch.float32)
+    pair = Pair.load(settings.model, settings.draft, settings.device, torch.float32)
     observer = observe(pair)
     target = PacedTarget(pair.decoder(settings.rule), settings.target_pass_ms)
     with ExitStack() as stack:
@@ -98,7 +99,12 @@ async def _run(settings: Settings, observe: Callable[[Pair], Observer]) -> dict[
             drafters = []
             for number, round_trip_ms in enumerate(settings.round_trips_ms, start=1):
                 drafter = RemoteDrafter.start(
-                    number, folder, service.address, settings.draft, round_trip_ms
+                    number,
+                    folder,
+                    service.address,
+                    round_trip_ms,
+                    draft=settings.draft,
+                    device=settings.device,
                 )
                 stack.callback(drafter.stop)
                 drafters.append(drafter)
