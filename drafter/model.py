@@ -113,7 +113,7 @@ class DraftModel:
         if dtype is None:
             dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         if device.startswith("cuda"):
-            # It builds a plan, 50 ms, for every new number of slots; a tree has a new one each pass.
+            # It builds a plan, 50 ms, for every new number of slots, and every pass has another.
             torch.backends.cuda.enable_cudnn_sdp(False)
         path = model_path(name)
         AttentionInterface.register(ATTENTION, _attention)
