@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 
 from wanspec_kernels import keys
+from wanspec_kernels.text_stream import TextStream
 
 app = typer.Typer(
     help="Speculative decoding with drafters across the internet.",
@@ -88,6 +90,11 @@ def generate(
     except (OSError, ValueError) as error:
         _fail(str(error))
 
+    stream = TextStream(pair.target.tokenizer)
+
+    def show(token_ids: Sequence[int], _: Sequence[int | None]) -> None:
+        print("".join(map(stream.push, token_ids)), end="", flush=True)
+
     async def run() -> None:
         tokenizer = pair.target.tokenizer
         service = pair.service(
@@ -110,8 +117,9 @@ def generate(
                 top_p=top_p,
                 min_p=min_p,
                 seed=seed,
+                on_tokens=show,
             )
-        print(tokenizer.decode(result.token_ids, skip_special_tokens=True))
+        print()
         s, seconds = result.statistics, result.elapsed_ms / 1000
         print(
             f"{s.tokens} tokens in {s.target_passes} target passes and {seconds:.2f} s; "

@@ -8,11 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from wanspec_kernels.demo.run import HOME_NAME, Observer
+from wanspec_kernels.text_stream import TextStream
 
 REMOTE_STYLES = ("black on green", "black on cyan", "black on yellow", "black on magenta")
 HOME_STYLE = "black on white"
 PROMPT_LINES = 6
-MAX_PENDING = 8
 
 
 class Terminal(Observer):
@@ -21,13 +21,13 @@ class Terminal(Observer):
     def __init__(self, console: Console, tokenizer: Any) -> None:
         self._console = console
         self._tokenizer = tokenizer
-        self._pending: list[int] = []
+        self._stream = TextStream(tokenizer)
 
     def progress(self, text: str) -> None:
         self._console.print(Text(text, "dim"))
 
     def prompt(self, name: str, text: str) -> None:
-        self._pending.clear()
+        self._stream = TextStream(self._tokenizer)
         self._console.print()
         self._console.rule(f"[bold]{name}")
         shown = text.splitlines()[-PROMPT_LINES:]
@@ -35,13 +35,8 @@ class Terminal(Observer):
 
     def tokens(self, token_ids: Sequence[int], drafted_by: Sequence[str | None]) -> None:
         for token, drafter in zip(token_ids, drafted_by, strict=True):
-            self._pending.append(token)
-            text = self._tokenizer.decode(self._pending)
-            # Part of a character: the next token brings the rest.
-            if text.endswith("\ufffd") and len(self._pending) < MAX_PENDING:
-                continue
-            self._pending.clear()
-            self._console.print(Text(text, style_of(drafter)), end="", soft_wrap=True)
+            text = Text(self._stream.push(token), style_of(drafter))
+            self._console.print(text, end="", soft_wrap=True)
 
 
 class Quiet(Observer):
