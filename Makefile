@@ -28,7 +28,7 @@ check: .venv/dev.stamp
 
 bench: .venv/dev.stamp
 	@if [ ! -d bench ]; then echo 'make bench: there is no bench/ folder yet'; exit 1; fi
-	$(BIN)/python -m pytest bench --benchmark-only
+	$(BIN)/python -m pytest bench --benchmark-only -rs
 
 cuda: .venv/dev.stamp
 	WANSPEC_BUILD_CUDA=1 $(PIP) --no-build-isolation --no-deps -e .
