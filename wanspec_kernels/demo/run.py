@@ -23,7 +23,7 @@ from wanspec_kernels.verifier.service import GenerationResult, VerifierService
 
 HOME_NAME = "home"
 READY_S = 120.0
-# A CPU computes 64 rows no faster than twice 32, and a pass should fit into its pace.
+# On one CPU core 32 rows take about the default pace, 64 half as long again.
 MAX_ROWS = 32
 
 
