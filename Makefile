@@ -10,7 +10,7 @@ help:
 	@echo 'make demo    a remote drafter and a target on this machine, over an emulated wide-area link'
 	@echo 'make check   ruff, mypy --strict, the import contracts'
 	@echo 'make test    check, then the tests; those marked gpu run where a GPU is'
-	@echo 'make bench   the benchmarks'
+	@echo 'make bench   the benchmarks, then ours beside other libraries; says what it skips here'
 	@echo 'make cuda    build the CUDA extension (needs a CUDA build of torch, and nvcc)'
 	@echo 'make clean   remove what these commands made'
 
@@ -26,9 +26,10 @@ check: .venv/dev.stamp
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: .venv/dev.stamp
+bench: .venv/bench.stamp
 	@if [ ! -d bench ]; then echo 'make bench: there is no bench/ folder yet'; exit 1; fi
 	$(BIN)/python -m pytest bench --benchmark-only -rs
+	$(BIN)/python -m bench.peers
 
 cuda: .venv/dev.stamp
 	WANSPEC_BUILD_CUDA=1 $(PIP) --no-build-isolation --no-deps -e .
@@ -36,7 +37,7 @@ cuda: .venv/dev.stamp
 clean:
 	rm -rf .venv build *.egg-info wanspec_kernels/_C*.so .benchmarks
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find wanspec_kernels drafter tests -name __pycache__ -prune -exec rm -rf {} +
+	find wanspec_kernels drafter tests bench -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -52,3 +53,7 @@ $(BIN)/python:
 .venv/dev.stamp: $(SETUP) | $(BIN)/python
 	$(PIP) -e '.[test,dev]'
 	@touch .venv/runtime.stamp $@
+
+.venv/bench.stamp: .venv/dev.stamp
+	$(PIP) -e '.[bench]'
+	@touch $@

@@ -66,7 +66,7 @@ def cuda_extension(required: bool) -> dict[str, Any]:
         "wanspec_kernels._C",
         sources=["csrc/bindings.cpp", *sorted(map(str, Path("csrc").glob("*.cu")))],
         depends=sorted(map(str, Path("csrc").glob("*.*h"))),
-        extra_compile_args={"cxx": ["-O3"], "nvcc": ["-O3", *ARCHITECTURES]},
+        extra_compile_args={"cxx": ["-O3"], "nvcc": ["-O3", "--threads=0", *ARCHITECTURES]},
         optional=not required,
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildOrGoWithout}}

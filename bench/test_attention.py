@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.conftest import random_trees
+from bench.conftest import backend_or_skip, random_trees, shapes
 from wanspec_kernels.attention import tree_attention
 
 GPU_SHAPES = [(1, 64, 2048), (1, 64, 32_768), (8, 64, 8192), (64, 16, 4096)]
@@ -11,10 +11,9 @@ CPU_SHAPES = [(1, 32, 512)]
 HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 32, 8, 128, 16
 
 
-@pytest.mark.parametrize(("batch", "num_nodes", "context"), CPU_SHAPES + GPU_SHAPES)
-def test_tree_attention(timed, device, batch, num_nodes, context):
-    if (device.type == "cpu") != ((batch, num_nodes, context) in CPU_SHAPES):
-        pytest.skip(f"not a shape for {device.type}")
+@pytest.mark.parametrize("backend", ["triton", "sdpa"])
+@pytest.mark.parametrize(("batch", "num_nodes", "context"), shapes(CPU_SHAPES, GPU_SHAPES))
+def test_tree_attention(timed, device, batch, num_nodes, context, backend):
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     tree = random_trees(batch, num_nodes, 4096, device)
     pages_each = -(-(context + num_nodes) // PAGE_SIZE)
@@ -25,12 +24,13 @@ def test_tree_attention(timed, device, batch, num_nodes, context):
     page_table = torch.randperm(batch * pages_each, device=device).int().view(batch, pages_each)
     context_lens = torch.full((batch,), context, dtype=torch.int32, device=device)
 
-    def run(backend="auto"):
+    def run(backend):
         return tree_attention(
             query, k_pages, v_pages, page_table, context_lens, tree, backend=backend
         )
 
-    ours, oracle = run().double(), run("reference").double()
+    backend_or_skip(run, backend)
+    ours, oracle = run(backend).double(), run("reference").double()
     error = torch.linalg.norm(ours - oracle) / torch.linalg.norm(oracle)
     assert error < (1e-5 if dtype == torch.float32 else 5e-3)
-    timed(run)
+    timed(lambda: run(backend))

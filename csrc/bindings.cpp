@@ -8,10 +8,12 @@
 #include <torch/library.h>
 
 #include <limits>
+#include <optional>
 #include <string>
 #include <tuple>
 
 #include "derive_tree.h"
+#include "verify.h"
 
 namespace {
 
@@ -64,15 +66,126 @@ DerivedTree derive_tree_cuda(const at::Tensor& parents, const at::Tensor& indptr
   return derived;
 }
 
+wanspec::VerifyOutputs outputs_of(
+    const at::Tensor& token_ids, const at::Tensor& num_accepted, const at::Tensor& accepted_nodes,
+    const at::Tensor& status) {
+  return {token_ids.mutable_data_ptr<int32_t>(), num_accepted.mutable_data_ptr<int32_t>(),
+          accepted_nodes.mutable_data_ptr<int32_t>(), status.mutable_data_ptr<int32_t>()};
+}
+
+// The caller has checked shapes, strides and devices; a pointer of another dtype is refused here.
+wanspec::VerifyInputs inputs_of(
+    const at::Tensor& logits, const std::optional<at::Tensor>& token_bitmask,
+    const at::Tensor& token_ids, const at::Tensor& indptr, const at::Tensor& positions,
+    const at::Tensor& temperature, const at::Tensor& top_k, const at::Tensor& top_p,
+    const at::Tensor& min_p, const at::Tensor& seed, int64_t max_depth) {
+  const auto dtype = logits.scalar_type();
+  TORCH_CHECK(dtype == at::kBFloat16 || dtype == at::kHalf || dtype == at::kFloat,
+              "target_logits: expected bfloat16, float16 or float32, got ", dtype);
+  using wanspec::LogitType;
+  wanspec::VerifyInputs in{};
+  in.logits = logits.const_data_ptr();
+  in.logit_type = dtype == at::kBFloat16 ? LogitType::kBFloat16
+                  : dtype == at::kHalf   ? LogitType::kFloat16
+                                         : LogitType::kFloat32;
+  in.row_stride = logits.stride(0);
+  if (token_bitmask) {
+    in.token_bitmask = token_bitmask->const_data_ptr<int32_t>();
+    in.bitmask_words = token_bitmask->size(1);
+  }
+  in.token_ids = token_ids.const_data_ptr<int32_t>();
+  in.indptr = indptr.const_data_ptr<int32_t>();
+  in.positions = positions.const_data_ptr<int64_t>();
+  in.temperature = temperature.const_data_ptr<float>();
+  in.top_k = top_k.const_data_ptr<int32_t>();
+  in.top_p = top_p.const_data_ptr<float>();
+  in.min_p = min_p.const_data_ptr<float>();
+  in.seed = seed.const_data_ptr<int64_t>();
+  in.batch = static_cast<int32_t>(indptr.numel() - 1);
+  in.vocab = static_cast<int32_t>(logits.size(1));
+  in.max_depth = static_cast<int32_t>(max_depth);
+  return in;
+}
+
+void check_launch(const char* kernel, cudaError_t error, const at::Tensor& logits) {
+  TORCH_CHECK(error != cudaErrorInvalidConfiguration, kernel,
+              ": expected rows that a thread-block cluster of this device can hold, got ",
+              std::to_string(logits.size(1)), " logits of ",
+              std::to_string(logits.element_size()), " bytes");
+  C10_CUDA_CHECK(error);
+}
+
+void verify_match_cuda(
+    const at::Tensor& out_token_ids, const at::Tensor& out_num_accepted,
+    const at::Tensor& out_accepted_nodes, const at::Tensor& out_status, const at::Tensor& logits,
+    const std::optional<at::Tensor>& token_bitmask, const at::Tensor& token_ids,
+    const at::Tensor& parents, const at::Tensor& indptr, const at::Tensor& positions,
+    const at::Tensor& temperature, const at::Tensor& top_k, const at::Tensor& top_p,
+    const at::Tensor& min_p, const at::Tensor& seed, int64_t max_depth, int64_t cluster) {
+  const c10::cuda::CUDAGuard guard(logits.device());
+  const auto error = wanspec::verify_match(
+      outputs_of(out_token_ids, out_num_accepted, out_accepted_nodes, out_status),
+      inputs_of(logits, token_bitmask, token_ids, indptr, positions, temperature, top_k, top_p,
+                min_p, seed, max_depth),
+      parents.const_data_ptr<int32_t>(), static_cast<int32_t>(cluster),
+      c10::cuda::getCurrentCUDAStream());
+  check_launch("verify_match", error, logits);
+}
+
+void verify_rejection_cuda(
+    const at::Tensor& out_token_ids, const at::Tensor& out_num_accepted,
+    const at::Tensor& out_accepted_nodes, const at::Tensor& out_status, const at::Tensor& logits,
+    const std::optional<at::Tensor>& token_bitmask, const at::Tensor& token_ids,
+    const at::Tensor& indptr, const at::Tensor& draw_indptr, const at::Tensor& draw_children,
+    const at::Tensor& draw_rows, const at::Tensor& draft_token_ids, const at::Tensor& draft_weights,
+    const at::Tensor& replacement, int64_t max_rows, const at::Tensor& positions,
+    const at::Tensor& temperature, const at::Tensor& top_k, const at::Tensor& top_p,
+    const at::Tensor& min_p, const at::Tensor& seed, int64_t max_depth, int64_t cluster) {
+  const int64_t support = draft_token_ids.size(1);
+  TORCH_CHECK(max_rows * support <= wanspec::kMaxEntries, "draft: expected at most ",
+              std::to_string(wanspec::kMaxEntries), " entries a node, got ",
+              std::to_string(max_rows), " rows of ", std::to_string(support));
+  const c10::cuda::CUDAGuard guard(logits.device());
+  const wanspec::DrawInputs draws{
+      draw_indptr.const_data_ptr<int32_t>(),     draw_children.const_data_ptr<int32_t>(),
+      draw_rows.const_data_ptr<int32_t>(),       draft_token_ids.const_data_ptr<int32_t>(),
+      draft_weights.const_data_ptr<int32_t>(),   replacement.const_data_ptr<bool>(),
+      static_cast<int32_t>(support)};
+  const auto error = wanspec::verify_rejection(
+      outputs_of(out_token_ids, out_num_accepted, out_accepted_nodes, out_status),
+      inputs_of(logits, token_bitmask, token_ids, indptr, positions, temperature, top_k, top_p,
+                min_p, seed, max_depth),
+      draws, static_cast<int32_t>(cluster), c10::cuda::getCurrentCUDAStream());
+  check_launch("verify_rejection", error, logits);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(wanspec, m) {
   m.def(
       "derive_tree_cuda(Tensor parents, Tensor indptr, int words) -> "
       "(Tensor depth, Tensor first_child, Tensor next_sibling, Tensor ancestor_bits)");
+  // They fill outputs that wanspec::verify_match and verify_rejection, in Python, have allocated.
+  m.def(
+      "verify_match_cuda(Tensor(a!) out_token_ids, Tensor(b!) out_num_accepted, "
+      "Tensor(c!) out_accepted_nodes, Tensor(d!) out_status, Tensor target_logits, "
+      "Tensor? token_bitmask, Tensor token_ids, Tensor parents, Tensor indptr, Tensor positions, "
+      "Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seed, int max_depth, "
+      "int cluster) -> ()");
+  m.def(
+      "verify_rejection_cuda(Tensor(a!) out_token_ids, Tensor(b!) out_num_accepted, "
+      "Tensor(c!) out_accepted_nodes, Tensor(d!) out_status, Tensor target_logits, "
+      "Tensor? token_bitmask, Tensor token_ids, Tensor indptr, Tensor draw_indptr, "
+      "Tensor draw_children, Tensor draw_rows, Tensor draft_token_ids, Tensor draft_weights, "
+      "Tensor replacement, int max_rows, Tensor positions, Tensor temperature, Tensor top_k, "
+      "Tensor top_p, Tensor min_p, Tensor seed, int max_depth, int cluster) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(wanspec, CUDA, m) { m.impl("derive_tree_cuda", &derive_tree_cuda); }
+TORCH_LIBRARY_IMPL(wanspec, CUDA, m) {
+  m.impl("derive_tree_cuda", &derive_tree_cuda);
+  m.impl("verify_match_cuda", &verify_match_cuda);
+  m.impl("verify_rejection_cuda", &verify_rejection_cuda);
+}
 
 TORCH_LIBRARY_IMPL(wanspec, Meta, m) { m.impl("derive_tree_cuda", &allocate_derived_tree); }
 

@@ -38,11 +38,23 @@ def test_known_answers_of_random123(counter: list[int], key: list[int], words: s
     assert " ".join(counter_words(counter, key)) == words
 
 
-def test_a_token_takes_a_word_of_its_block(device: str) -> None:
+def test_a_word_is_made_of_two_halves(device: str) -> None:
     tokens = torch.arange(1000, device=device)
     position, seed = torch.tensor(1 << 40, device=device), torch.tensor(-3, device=device)
-    four = noise.philox4(torch.arange(250, device=device), position, seed, 5)
-    assert torch.equal(noise.philox(tokens, position, seed, 5), torch.stack(four, dim=-1).flatten())
+    upper, lower = (
+        [
+            int(word)
+            for words in zip(*noise.philox4(tokens[:125], position, seed, stream), strict=True)
+            for word in words
+        ]
+        for stream in (5, 6)
+    )
+    expected = [
+        ((upper[t // 2] >> 16 * (t % 2)) & 0xFFFF) << 16 | (lower[t // 2] >> 16 * (t % 2)) & 0xFFFF
+        for t in range(1000)
+    ]
+    assert noise.words(tokens, position, seed, 5).tolist() == expected
+    assert noise.row_words(1000, position, seed, 5).tolist() == expected
 
 
 @pytest.mark.parametrize("vocab", [1, 63, 70_001])
@@ -114,7 +126,7 @@ def test_uniform_is_never_0_and_never_1(monkeypatch: pytest.MonkeyPatch) -> None
     for fine in (0, (1 << 32) - 1):
         monkeypatch.setattr(
             noise,
-            "philox",
+            "words",
             lambda *a, fine=fine: words if a[3] == Stream.COIN else words * 0 + fine,
         )
         u = noise.uniform(words, words, words, Stream.COIN)

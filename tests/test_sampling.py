@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wanspec_kernels.sampling import SamplingParams, cutoff
+from wanspec_kernels.sampling import SamplingParams, cutoff, inverse_temperature
 
 
 def cutoff_by_sorting(
@@ -72,7 +72,7 @@ def test_build_takes_one_value_or_one_a_request(device: str) -> None:
         3, temperature=[0.0, 0.5, 2.0], top_k=7, seed=[1, -(1 << 63), 3], device=device
     )
     assert sampling.batch == 3
-    assert sampling.inverse_temperature.tolist() == [0.0, 2.0, 0.5]
+    assert inverse_temperature(sampling.temperature).tolist() == [0.0, 2.0, 0.5]
     assert sampling.top_k.tolist() == [7, 7, 7]
     assert sampling.top_p.tolist() == [1.0] * 3
     assert sampling.seed.tolist() == [1, -(1 << 63), 3]

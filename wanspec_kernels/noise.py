@@ -1,13 +1,18 @@
 """Counter-based noise: the same bits for the same (seed, position, token) on every device.
 
-The word behind a token is Philox4x32-7 (Salmon et al. 2011; seven rounds pass BigCrush), with
+The word behind a token has two halves, of one half each of the words of Philox4x32-7 (Salmon et al.
+2011; seven rounds pass BigCrush) with
 
     key     = (seed low 32 bits, seed high 32 bits)
-    counter = (token // 4, position low 32 bits, position high 32 bits, stream)
+    counter = (token // 8, position low 32 bits, position high 32 bits, stream)
 
-and token % 4 choosing one of the four output words. A word below 2**16 is refined by a second word
-of the next stream, so that a uniform can come as near to 0 as 2**-65 and a token of probability
-1e-9 keeps its right share of draws; other tokens never pay for it.
+where token % 8 chooses one of the eight 16-bit halves, the low half of a word first. The stream
+itself gives the upper half, the next stream the lower one. The upper half alone bounds a token's
+noise so well that a kernel needs the lower one of a few tokens only: one Philox for eight tokens.
+
+A word below 2**16 is refined by a second word, of the two streams after, so that a uniform can come
+as near to 0 as 2**-65 and a token of probability 1e-9 keeps its right share of draws; other tokens
+never pay for it.
 
 Everything after the integer words is float32 with one rounding an operation, from polynomials given
 here: torch, Triton and CUDA then agree to the last bit, provided that no multiply is fused with an
@@ -50,20 +55,20 @@ _MASK = 0xFFFFFFFF
 
 
 class Stream(IntEnum):
-    """What a word is for. Each stream also owns the odd number after it, for refinement."""
+    """What a word is for. Each owns four streams: two for the word, two for its refinement."""
 
     TOKEN = 0
     """Gumbel noise of the vocabulary; under `match` the drafter may know it."""
-    COIN = 2
+    COIN = 4
     """Acceptance coins of `rejection`: never known to a drafter."""
-    RESIDUAL = 4
+    RESIDUAL = 8
     """Gumbel noise of the token drawn after the last rejection."""
 
 
 def philox4(
     counter: Tensor, position: Tensor, seed: Tensor, stream: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The words of tokens 4 * counter .. 4 * counter + 3, each int64 in [0, 2**32)."""
+    """Philox4x32-7 of the counter, four words as int64 in [0, 2**32)."""
     counter, position, seed = torch.broadcast_tensors(counter.long(), position.long(), seed.long())
     c0, c1, c2 = counter, position & _MASK, (position >> 32) & _MASK
     c3 = torch.full_like(c0, stream)
@@ -77,21 +82,37 @@ def philox4(
     return c0, c1, c2, c3
 
 
-def philox(token: Tensor, position: Tensor, seed: Tensor, stream: int) -> Tensor:
-    """32-bit words as int64 in [0, 2**32).
+def words(token: Tensor, position: Tensor, seed: Tensor, stream: int) -> Tensor:
+    """The 32-bit word of each token, as int64 in [0, 2**32).
 
     `token`, `position` and `seed` are integer tensors of one broadcast shape; the result has that
     shape.
     """
-    c0, c1, c2, c3 = philox4(token >> 2, position, seed, stream)
-    lane = token & 3
-    return torch.where(lane < 2, torch.where(lane == 0, c0, c1), torch.where(lane == 2, c2, c3))
+
+    def half(of: int) -> Tensor:
+        c0, c1, c2, c3 = philox4(token >> 3, position, seed, of)
+        pair = (token >> 1) & 3
+        word = torch.where(pair < 2, torch.where(pair == 0, c0, c1), torch.where(pair == 2, c2, c3))
+        return (word >> 16 * (token & 1)) & 0xFFFF
+
+    return half(stream) << 16 | half(stream + 1)
+
+
+def row_words(vocab: int, position: Tensor, seed: Tensor, stream: int) -> Tensor:
+    """`words` of tokens 0 .. vocab - 1 at one position, [vocab], for a quarter of the work."""
+    counter = torch.arange((vocab + 7) // 8, device=position.device)
+
+    def halves(of: int) -> Tensor:
+        four = torch.stack(philox4(counter, position, seed, of), dim=-1)
+        return torch.stack((four & 0xFFFF, four >> 16), dim=-1).flatten()[:vocab]
+
+    return halves(stream) << 16 | halves(stream + 1)
 
 
 def uniform(token: Tensor, position: Tensor, seed: Tensor, stream: Stream) -> Tensor:
     """Uniform float32, never 0 and never above 1 - 2**-24; as fine as 2**-65 towards 0."""
-    word = philox(token, position, seed, stream)
-    return _lower(word, lambda: philox(token, position, seed, stream + 1)).clamp(max=1 - 2.0**-24)
+    word = words(token, position, seed, stream)
+    return _lower(word, lambda: words(token, position, seed, stream + 2)).clamp(max=1 - 2.0**-24)
 
 
 def gumbel(token: Tensor, position: Tensor, seed: Tensor, stream: Stream = Stream.TOKEN) -> Tensor:
@@ -100,19 +121,14 @@ def gumbel(token: Tensor, position: Tensor, seed: Tensor, stream: Stream = Strea
     ``argmax(logit / T + gumbel)`` draws from ``softmax(logit / T)`` (Gumbel 1954; Maddison et al.
     2014).
     """
-    word = philox(token, position, seed, stream)
-    return _gumbel(word, _lower(word, lambda: philox(token, position, seed, stream + 1)))
+    word = words(token, position, seed, stream)
+    return _gumbel(word, _lower(word, lambda: words(token, position, seed, stream + 2)))
 
 
 def gumbel_row(vocab: int, position: Tensor, seed: Tensor, stream: Stream = Stream.TOKEN) -> Tensor:
-    """`gumbel` of tokens 0 .. vocab - 1 at one position, [vocab], for a quarter of the words."""
-
-    def words(of: int) -> Tensor:
-        counter = torch.arange((vocab + 3) // 4, device=position.device)
-        return torch.stack(philox4(counter, position, seed, of), dim=-1).flatten()[:vocab]
-
-    word = words(stream)
-    return _gumbel(word, _lower(word, lambda: words(stream + 1)))
+    """`gumbel` of tokens 0 .. vocab - 1 at one position, [vocab], for a quarter of the work."""
+    word = row_words(vocab, position, seed, stream)
+    return _gumbel(word, _lower(word, lambda: row_words(vocab, position, seed, stream + 2)))
 
 
 def _lower(word: Tensor, fine: Callable[[], Tensor]) -> Tensor:

@@ -80,11 +80,11 @@ class SamplingParams:
     def batch(self) -> int:
         return self.temperature.shape[0]
 
-    @property
-    def inverse_temperature(self) -> Tensor:
-        """[batch] float32; 0 where the temperature is 0, which the kernels read as greedy."""
-        greedy = self.temperature == 0
-        return torch.where(greedy, 0.0, 1.0 / torch.where(greedy, 1.0, self.temperature))
+
+def inverse_temperature(temperature: Tensor) -> Tensor:
+    """1 / T, float32 and rounded once; 0 where the temperature is 0, which stands for greedy."""
+    greedy = temperature == 0
+    return torch.where(greedy, 0.0, 1.0 / torch.where(greedy, 1.0, temperature))
 
 
 def cutoff(

@@ -1,17 +1,15 @@
 """DraftTree: a ragged batch of token trees, laid out as the kernels read it."""
 
-import importlib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-MAX_NODES = 1024  # of one tree
+from wanspec_kernels.extension import has_cuda_extension
 
-logger = logging.getLogger(__name__)
+MAX_NODES = 1024  # of one tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,25 +146,12 @@ class DraftTree:
     @cached_property
     def _derived(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         words = (self.max_nodes + 63) // 64
-        if self.parents.is_cuda and _has_cuda_extension():
+        if self.parents.is_cuda and has_cuda_extension():
             depth, first_child, next_sibling, ancestor_bits = torch.ops.wanspec.derive_tree_cuda(
                 self.parents, self.indptr, words
             )
             return depth, first_child, next_sibling, ancestor_bits
         return derive_reference(self.parents, self.indptr, words)
-
-
-@cache
-def _has_cuda_extension() -> bool:
-    # Not at import time: a drafter on a CPU must not load CUDA.
-    try:
-        importlib.import_module("wanspec_kernels._C")
-    except ModuleNotFoundError:
-        return False
-    except ImportError as error:
-        logger.warning("going on without the CUDA extension, which does not load: %s", error)
-        return False
-    return True
 
 
 def derive_reference(

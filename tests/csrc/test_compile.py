@@ -13,6 +13,12 @@ CSRC = Path(__file__).parents[2] / "csrc"
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 ARCHITECTURES = ("80", "90a")
 
+# torch's way of building extensions: conversions and operators of halves are spelled out.
+TORCH_DEFINES = [
+    f"-D__CUDA_NO_{name}__"
+    for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS", "HALF2_OPERATORS")
+]
+
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH or in /usr/local/cuda")
 
 
@@ -23,6 +29,7 @@ def test_kernels_compile_without_spills(source: Path, architecture: str, tmp_pat
     result = subprocess.run(
         [str(NVCC), "-std=c++17", "-O3", "-c", str(source), "-o", str(tmp_path / "out.o")]
         + [f"-gencode=arch=compute_{architecture},code=sm_{architecture}"]
+        + TORCH_DEFINES
         + ["-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra", "-Xptxas", "-v"],
         capture_output=True,
         text=True,

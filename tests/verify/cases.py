@@ -6,9 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wanspec_kernels.extension import has_cuda_extension
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.tree import DraftTree, Expansion
 from wanspec_kernels.verify import Draws, VerifyResult
+
+# Off a GPU, Triton's kernels run interpreted and CUDA's not at all.
+HAS_CUDA_KERNELS = (
+    torch.cuda.is_available()
+    and torch.cuda.get_device_capability() >= (9, 0)
+    and has_cuda_extension()
+)
+KERNELS = ("triton", "cuda") if HAS_CUDA_KERNELS else ("triton",)
+BACKENDS = ("reference", *KERNELS)
 
 HostTrees = list[tuple[list[int], list[int]]]
 

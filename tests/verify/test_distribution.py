@@ -1,4 +1,4 @@
-"""Texts made with either rule are distributed as the target's: against exact enumeration.
+"""Texts made with any rule are distributed as the target's: against exact enumeration.
 
 Every replica drafts trees anew, so draws, coins and noise are all averaged over. A sound rule is
 rejected with probability FALSE_ALARM a test; the seeds are fixed. Each planted bug must be
@@ -41,7 +41,8 @@ def verified_texts(
 ) -> list[list[Text]]:
     """For each entry of MIXED, the texts of its requests."""
     rng = np.random.default_rng(1)
-    drafts = [model.draft(rng, 2, replacement) for _ in range(replicas)]
+    num_draws = 1 if rule == "block" else 2
+    drafts = [model.draft(rng, num_draws, replacement) for _ in range(replicas)]
     tree = DraftTree.build([(tokens, parents) for tokens, parents, _, _ in drafts], device)
     temperatures, top_ks = zip(*MIXED, strict=True)
     repeats = replicas // len(MIXED)
@@ -58,7 +59,7 @@ def verified_texts(
         torch.full((replicas,), 5, device=device),
         rule=rule,  # type: ignore[arg-type]
         draft=Draws.build([expansions for *_, expansions in drafts], tree, replacement)
-        if rule == "rejection"
+        if rule != "match"
         else None,
     )
     result.raise_for_status()
@@ -71,10 +72,12 @@ def verified_texts(
 
 
 @pytest.mark.parametrize(
-    ("rule", "replacement"), [("match", True), ("rejection", True), ("rejection", False)]
+    ("rule", "replacement"),
+    [("match", True), ("rejection", True), ("rejection", False)]
+    + [("block", True), ("traversal", True), ("traversal", False)],
 )
 def test_joint_distribution(rule: str, replacement: bool, device: str) -> None:
-    model = ToyModel(vocab=5, length=3, num_sources=2, seed=5)
+    model = ToyModel(vocab=5, length=3, num_sources=1 if rule == "block" else 2, seed=5)
     # Under match the text equals plain sampling, which test_match.py tests exactly.
     replicas = 20_000 if device == "cuda" else len(MIXED) * (200 if rule == "match" else REPLICAS)
     texts = verified_texts(model, replicas, rule, replacement, device)

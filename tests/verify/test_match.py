@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.verify.cases import Case, assert_same, random_case
+from tests.verify.cases import BACKENDS, KERNELS, Case, assert_same, random_case
 from wanspec_kernels import noise
 from wanspec_kernels.sampling import SamplingParams, cutoff
 from wanspec_kernels.tree import DraftTree
@@ -23,7 +23,8 @@ def test_kernel_is_the_reference(vocab: int, dtype: torch.dtype, device: str) ->
     case = random_case(vocab, vocab, batch=3, dtype=dtype)
     expected = verify(case, device, "reference")
     assert expected.num_accepted.sum() > 0
-    assert_same(verify(case, device, "triton"), expected)
+    for backend in KERNELS:
+        assert_same(verify(case, device, backend), expected)
 
 
 def test_strided_logits(device: str) -> None:
@@ -32,11 +33,11 @@ def test_strided_logits(device: str) -> None:
     wide = torch.full((logits.shape[0], 128), torch.nan, device=device)
     wide[:, 7:107] = logits
     expected = verify_tree(tree, logits, *rest)
-    for backend in ("reference", "triton"):
+    for backend in BACKENDS:
         assert_same(verify_tree(tree, wide[:, 7:107], *rest, backend=backend), expected)
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_request_does_not_see_its_batch(backend: str, device: str) -> None:
     case = random_case(11, 63, batch=4)
     together = verify(case, device, backend)
@@ -48,7 +49,7 @@ def test_a_request_does_not_see_its_batch(backend: str, device: str) -> None:
         assert torch.equal(alone.accepted_nodes[0, :n], together.accepted_nodes[b, :n])
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_greedy_takes_the_lowest_of_the_largest(backend: str, device: str) -> None:
     logits = torch.full((4, 100), -3.0)
     logits[0, [40, 70]] = 5.0  # the root: a tie
@@ -62,7 +63,7 @@ def test_greedy_takes_the_lowest_of_the_largest(backend: str, device: str) -> No
     assert result.accepted_nodes.tolist() == [[3]]
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_many_siblings_and_duplicates(backend: str, device: str) -> None:
     """More siblings than a warp has lanes; of two with one token the lower node is taken."""
     tokens = [0, *range(50, 90), 89]
@@ -80,7 +81,7 @@ def test_many_siblings_and_duplicates(backend: str, device: str) -> None:
     assert result.token_ids.tolist() == [[89, 0]]
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_invalid_row_is_reported(
@@ -106,7 +107,7 @@ def test_an_invalid_row_is_reported(
         result.raise_for_status()
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_and_empty_trees(backend: str, device: str) -> None:
     """Rows past the last tree and requests without rows, as a captured graph has them."""
     case = random_case(5, 63, batch=2)

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.verify.cases import assert_same, random_case
+from tests.verify.cases import KERNELS, assert_same, random_case
 from wanspec_kernels import backend
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.tree import DraftTree, Expansion
 from wanspec_kernels.verify import Draws, operators, verify_tree
+from wanspec_kernels.verify.api import RULES
 
 
 def arguments(device: str) -> dict[str, Any]:
@@ -51,10 +52,17 @@ def test_errors_say_what_was_expected(device: str) -> None:
         ({"positions": good["positions"][:1]}, "positions: expected [3] torch.int64"),
         ({"sampling": replace(sampling, seed=sampling.seed.int())}, "sampling.seed: expected [3]"),
         ({"sampling": replace(sampling, top_k=sampling.top_k.long())}, "sampling.top_k: expected"),
-        ({"draft": None}, "draft: expected Draws with rule 'rejection' only, got None"),
+        (
+            {"draft": None},
+            "draft: expected Draws with every rule but 'match', got None with 'rejection'",
+        ),
+        ({"draft": None, "rule": "traversal"}, "got None with 'traversal'"),
         ({"rule": "match"}, "got Draws with 'match'"),
-        ({"rule": "block"}, "rule: expected 'match' or 'rejection', got 'block'"),
-        ({"backend": "cuda"}, "expected a backend of auto, triton, reference, got cuda"),
+        (
+            {"rule": "blocks"},
+            "rule: expected one of 'match', 'rejection', 'block', 'traversal', got 'blocks'",
+        ),
+        ({"backend": "fast"}, "expected a backend of auto, cuda, triton, reference, got fast"),
         ({"draft": replace(draft, indptr=draft.indptr[1:])}, f"draft.indptr: expected [{n + 1}]"),
         ({"draft": replace(draft, weights=draft.weights.T)}, "draft.weights: expected"),
         (
@@ -71,6 +79,11 @@ def test_triton_on_cpu_tensors_needs_the_interpreter(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(RuntimeError, match="verify_tree: backend triton: expected tensors on cuda"):
         verify_tree(**arguments("cpu"), backend="triton")
+
+
+def test_cuda_kernels_say_what_they_lack() -> None:
+    with pytest.raises(RuntimeError, match="verify_tree: backend cuda: expected tensors on cuda"):
+        verify_tree(**arguments("cpu"), backend="cuda")
 
 
 def test_without_triton() -> None:
@@ -108,11 +121,11 @@ assert not any(name.split(".")[0] == "triton" for name in sys.modules)
 
 
 def test_auto_says_its_choice_once(device: str, caplog: pytest.LogCaptureFixture) -> None:
-    backend._log_choice.cache_clear()
+    backend._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="wanspec_kernels"):
         verify_tree(**arguments(device))
         verify_tree(**arguments(device))
-    chosen = "triton" if device == "cuda" else "reference"
+    chosen = KERNELS[-1] if device == "cuda" else "reference"
     assert [record.message for record in caplog.records] == [
         f"verify_tree on {device}: backend {chosen}"
     ]
@@ -130,16 +143,42 @@ def test_operators(
     case = random_case(8, 20, batch=2, max_nodes=5)
     tree, logits, sampling, positions = case.arguments(device)
     rows = (
-        sampling.inverse_temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed
+        sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed
     )  # fmt: skip
-    tail = (positions, *rows, tree.max_depth, "reference" if device == "cpu" else "triton")
+    tail = (positions, *rows, tree.max_depth, "reference" if device == "cpu" else KERNELS[-1])
     if rule == "match":
-        inputs = (logits, tree.token_ids, tree.first_child, tree.next_sibling, tree.indptr, *tail)
+        inputs = (logits, None, tree.token_ids, tree.parents, tree.indptr, *tail)
     else:
         d = case.draws(device)
         tables = (d.indptr, d.children, d.rows, d.token_ids, d.weights, d.replacement)
-        inputs = (logits, tree.token_ids, tree.indptr, *tables, d.max_rows, *tail)
+        inputs = (logits, None, tree.token_ids, tree.indptr, *tables, d.max_rows, *tail)
     torch.library.opcheck(getattr(torch.ops.wanspec, f"verify_{rule}").default, inputs)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_compiled_whole(
+    rule: str,
+    device: str,
+    guarded_outputs: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch.compile(fullgraph=True) around the public call, with the backend it chooses."""
+    monkeypatch.setattr(operators, "_allocate", guarded_outputs)
+    good = arguments(device) | {"rule": rule}
+    if rule == "match":
+        good["draft"] = None
+    elif rule == "block":  # one draw a node
+        good["tree"] = DraftTree.chains([[1, 2, 3], [4], [5, 6]], device)
+        good["target_logits"] = good["target_logits"][:6].clone()
+        chain = [Expansion(i, (i + 1,), (i + 2,), (1,)) for i in range(2)]
+        good["draft"] = Draws.build([chain, [], []], good["tree"], True)
+
+    def verify(logits: torch.Tensor) -> torch.Tensor:
+        return verify_tree(**good | {"target_logits": logits * 1.0}).token_ids + 1
+
+    logits = good["target_logits"]
+    compiled = torch.compile(verify, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(logits), verify(logits))
 
 
 @pytest.mark.gpu

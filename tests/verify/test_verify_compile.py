@@ -4,35 +4,41 @@ import pytest
 
 from tests.compile_kernels import run_compiled
 
-COMMON = """
+SCRIPT = """
 from tests.compile_kernels import compile_for_gpus
 from wanspec_kernels.verify import launches
 
-def types(kernel, logits):
-    int64 = ("positions_ptr", "seed_ptr")
-    float32 = ("inverse_temperature_ptr", "top_p_ptr", "min_p_ptr")
+def types(kernel):
+    int64 = ("positions_ptr", "seed_ptr", "slots_ptr")
+    float32 = ("temperature_ptr", "top_p_ptr", "min_p_ptr", "maxima_ptr", "values_ptr")
     signature = {}
     for name in kernel.arg_names:
         if name.endswith("_ptr"):
             signature[name] = (
                 "*i64" if name in int64 else "*fp32" if name in float32 else "*i1"
-                if name == "replacement_ptr" else logits if name == "logits_ptr" else "*i32"
+                if name == "replacement_ptr" else "*bf16" if name == "logits_ptr" else "*i32"
             )
         elif not name.isupper():
             signature[name] = "i32"
     return signature
-"""
-MATCH = """
-kernel = launches.verify_match_kernel
-compile_for_gpus(kernel, types(kernel, {logits!r}), dict(BLOCK=256), num_warps=8, **launches.EXACT)
-"""
-REJECTION = """
-kernel = launches.verify_rejection_kernel
-constants = dict(BLOCK=256, SUPPORT=16, ENTRIES=16)
-compile_for_gpus(kernel, types(kernel, {logits!r}), constants, num_warps=8, **launches.EXACT)
+
+kernel = launches.verify_RULE_kernel
+constants = dict(
+    MAX_TOP_K=64, CAPACITY=128, MAXIMA=128, SHIFT=16, MASKED=IS_MASKED, GROUP=PROGRAMS, BLOCK=128
+)
+if "SUPPORT" in kernel.arg_names:
+    constants |= dict(SUPPORT=16, ENTRIES=16)
+compile_for_gpus(
+    kernel, types(kernel), constants, num_warps=4,
+    launch_cooperative_grid=PROGRAMS > 1, **launches.EXACT
+)
 """
 
 
-@pytest.mark.parametrize("script", [MATCH, REJECTION], ids=["match", "rejection"])
-def test_compiles(script: str) -> None:
-    run_compiled(COMMON + script.format(logits="*bf16"))
+@pytest.mark.parametrize(
+    ("rule", "group", "masked"),
+    [("match", 1, False), ("match", 8, True), ("rejection", 8, True)],
+)
+def test_compiles(rule: str, group: int, masked: bool) -> None:
+    script = SCRIPT.replace("RULE", rule).replace("PROGRAMS", str(group))
+    run_compiled(script.replace("IS_MASKED", str(masked)))

@@ -1,24 +1,28 @@
 """The public function: checks, choice of a backend, dispatch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from wanspec_kernels.backend import choose_backend
+from wanspec_kernels.extension import has_clusters, has_cuda_extension
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.tree import DraftTree
-from wanspec_kernels.verify import operators
+from wanspec_kernels.verify import joint_operators, operators
 from wanspec_kernels.verify.draws import Draws
 
-Rule = Literal["match", "rejection"]
-Backend = Literal["auto", "reference", "triton"]
+Rule = Literal["match", "rejection", "block", "traversal"]
+RULES: tuple[str, ...] = get_args(Rule)
+Backend = Literal["auto", "cuda", "triton", "reference"]
 
 LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Of one node: its rows times their width. The kernel compares all with all, and Triton's largest
 # block has 2**20 numbers.
 MAX_ENTRIES = 1024
+# A cluster's shared memory holds a row: of eight blocks at least, 160 KiB each.
+MAX_ROW_BYTES = 8 * 160 * 1024
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def verify_tree(
     *,
     rule: Rule = "match",
     draft: Draws | None = None,
+    token_bitmask: Tensor | None = None,
     backend: Backend = "auto",
 ) -> VerifyResult:
     """Walk each tree as far as the target agrees, and take one token more.
@@ -59,40 +64,64 @@ def verify_tree(
     ``argmax(logit / T + gumbel(seed, position, token))`` over the filtered row, and follows the
     child that carries it. Under ``"rejection"`` each node's draws are tested in order (Leviathan et
     al. 2023, Theorem 1; Miao et al. 2024 for several) and the token after the last rejection is
-    sampled from what is left of the target.
+    sampled from what is left of the target. ``"block"`` (Sun et al. 2024, arXiv 2403.10444, for
+    chains with one draw a node) and ``"traversal"`` (Weng et al. 2025, arXiv 2505.12398, for trees)
+    take the same `draft` and judge a branch as a whole, from its end; on a chain the two are the
+    same, and nothing accepts more in expectation. They read every row of the tree.
 
-    Nothing waits for the device with backend ``"triton"``, and the call can be captured in a CUDA
-    graph.
+    Nothing waits for the device with backends ``"cuda"`` and ``"triton"``, and the call can be
+    captured in a CUDA graph and compiled with ``torch.compile(fullgraph=True)``.
 
     Args:
         tree: the drafts; a request whose tree has no rows gets -1 everywhere.
         target_logits: [tree.num_nodes, vocab] bfloat16, float16 or float32, rows of any stride:
-            row i scores what follows node i. -inf marks a token that may not be chosen.
+            row i scores what follows node i. -inf marks a token that may not be chosen. Of a padded
+            vocabulary pass ``target_logits[:, :vocab]``.
         sampling: [batch] each.
         positions: [batch] int64, absolute index of the token that follows each root. Noise at
-            depth d is keyed by ``positions + d``.
-        rule: ``"match"`` takes any proposals; ``"rejection"`` must be able to trust `draft`.
-        draft: what the tree's tokens were drawn from, for ``"rejection"`` only.
-        backend: ``"triton"`` runs on CPU tensors only under ``TRITON_INTERPRET=1``; ``"auto"``
-            takes it for CUDA tensors and ``"reference"`` otherwise.
+            depth d is keyed by ``positions + d``; the coins of ``"block"`` and ``"traversal"`` are
+            by ``positions`` and node.
+        rule: ``"match"`` takes any proposals; the others must be able to trust `draft`.
+        draft: what the tree's tokens were drawn from, for every rule but ``"match"``. For
+            ``"traversal"`` its presence must be decided as docs/design.md says.
+        token_bitmask: [tree.num_nodes, at least ceil(vocab / 32)] int32, contiguous: a grammar's,
+            in the layout of xgrammar. Token t may follow node i if bit ``t % 32`` of
+            ``token_bitmask[i, t // 32]`` is set.
+        backend: ``"cuda"`` needs the CUDA extension and thread-block clusters (compute capability
+            9.0 or later), and has ``"match"`` and ``"rejection"``; ``"triton"`` runs on CPU tensors
+            only under ``TRITON_INTERPRET=1``. ``"auto"`` takes the first of them that can run for
+            CUDA tensors, and ``"reference"`` for others.
 
     Raises:
-        ValueError: a tensor has another shape, dtype or device than said above.
-        RuntimeError: `backend` cannot run here; or it is "triton", and the rows of some node of
-            `draft` have more than MAX_ENTRIES entries together.
+        ValueError: a tensor has another shape, dtype or device than said above; or the rule is
+            ``"block"`` and a node has two draws (the reference only: a kernel does not wait to
+            see, and does what ``"traversal"`` does).
+        RuntimeError: `backend` cannot run here, or not this rule; or it is a kernel,
+            and the rows of some node of `draft` have more than MAX_ENTRIES entries together.
     """
     _check(tree, target_logits, sampling, positions)
-    if rule not in ("match", "rejection"):
-        raise ValueError(f"rule: expected 'match' or 'rejection', got {rule!r}")
-    if (draft is not None) != (rule == "rejection"):
+    if token_bitmask is not None:
+        _check_bitmask(token_bitmask, target_logits)
+    if rule not in RULES:
+        expected = ", ".join(map(repr, RULES))
+        raise ValueError(f"rule: expected one of {expected}, got {rule!r}")
+    if (draft is None) != (rule == "match"):
         got = "None" if draft is None else "Draws"
         raise ValueError(
-            f"draft: expected Draws with rule 'rejection' only, got {got} with {rule!r}"
+            f"draft: expected Draws with every rule but 'match', got {got} with {rule!r}"
         )
-    chosen = choose_backend("verify_tree", backend, target_logits.device)
+    if rule in joint_operators.OPERATORS:
+        chosen = joint_operators.choose(rule, backend, target_logits.device)
+    else:
+        chosen = choose_backend(
+            "verify_tree",
+            backend,
+            target_logits.device,
+            cuda_lacks=lambda: _cuda_lacks(target_logits),
+        )
     parameters = (
         positions,
-        sampling.inverse_temperature,
+        sampling.temperature,
         sampling.top_k,
         sampling.top_p,
         sampling.min_p,
@@ -102,9 +131,9 @@ def verify_tree(
     if draft is None:
         outputs = operators.verify_match(
             target_logits,
+            token_bitmask,
             tree.token_ids,
-            tree.first_child,
-            tree.next_sibling,
+            tree.parents,
             tree.indptr,
             *parameters,
             chosen,
@@ -112,14 +141,32 @@ def verify_tree(
     else:
         _check_draws(draft, tree)
         entries = draft.max_rows * draft.token_ids.shape[1]
-        if chosen == "triton" and entries > MAX_ENTRIES:
+        if chosen != "reference" and entries > MAX_ENTRIES:
             raise RuntimeError(
-                "verify_tree: backend triton: draft: expected at most "
-                f"{MAX_ENTRIES} entries a node, got {draft.max_rows} rows of "
-                f"{draft.token_ids.shape[1]}"
+                f"verify_tree: backend {chosen}: draft: expected at most {MAX_ENTRIES} entries "
+                f"a node, got {draft.max_rows} rows of {draft.token_ids.shape[1]}"
             )
+        if rule in joint_operators.OPERATORS:
+            outputs = joint_operators.OPERATORS[rule](
+                target_logits,
+                token_bitmask,
+                tree.token_ids,
+                tree.parents,
+                tree.indptr,
+                draft.indptr,
+                draft.children,
+                draft.rows,
+                draft.token_ids,
+                draft.weights,
+                draft.replacement,
+                draft.max_rows,
+                *parameters,
+                chosen,
+            )
+            return VerifyResult(*outputs)
         outputs = operators.verify_rejection(
             target_logits,
+            token_bitmask,
             tree.token_ids,
             tree.indptr,
             draft.indptr,
@@ -133,6 +180,20 @@ def verify_tree(
             chosen,
         )
     return VerifyResult(*outputs)
+
+
+def _cuda_lacks(target_logits: Tensor) -> str | None:
+    """What the CUDA kernels lack to run on these logits, or None."""
+    if not target_logits.is_cuda:
+        return f"expected tensors on cuda, got {target_logits.device}"
+    if not has_cuda_extension():
+        return "the CUDA extension is not built: make cuda"
+    if not has_clusters(target_logits.get_device()):
+        return "expected compute capability 9.0 or later, for thread-block clusters"
+    row_bytes = target_logits.shape[1] * target_logits.element_size()
+    if row_bytes > MAX_ROW_BYTES:
+        return f"expected rows of at most {MAX_ROW_BYTES} bytes, got {row_bytes}"
+    return None
 
 
 def _check(
@@ -164,6 +225,14 @@ def _check(
     _check_tensor("sampling.top_p", sampling.top_p, batch, torch.float32, device)
     _check_tensor("sampling.min_p", sampling.min_p, batch, torch.float32, device)
     _check_tensor("sampling.seed", sampling.seed, batch, torch.int64, device)
+
+
+def _check_bitmask(token_bitmask: Tensor, target_logits: Tensor) -> None:
+    num_nodes, vocab = target_logits.shape
+    least = (vocab + 31) // 32
+    width = token_bitmask.shape[1] if token_bitmask.dim() == 2 else least
+    expected = [num_nodes, max(width, least)]
+    _check_tensor("token_bitmask", token_bitmask, expected, torch.int32, target_logits.device)
 
 
 def _check_draws(draft: Draws, tree: DraftTree) -> None:

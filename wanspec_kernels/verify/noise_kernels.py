@@ -5,6 +5,8 @@ Launch with ``enable_fp_fusion=False``.
 
 # mypy: ignore-errors
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -24,8 +26,12 @@ LN2_LOW = tl.constexpr(noise.LN2_LOW)
 LOG2_E = tl.constexpr(noise.LOG2_E)
 SQRT_HALF_BITS = tl.constexpr(noise.SQRT_HALF_BITS)
 EXPONENT_BIAS = tl.constexpr(127 + noise.WEIGHT_BITS)
+WIDTH = tl.constexpr(8)  # tokens of a group, which share a counter
 WORD = tl.constexpr(2.0**-32)
 LARGEST_UNIFORM = tl.constexpr(1 - 2.0**-24)
+# The margin covers every rounding, here (1e-5) and in the noise itself (1e-5).
+BOUND_AT_0 = tl.constexpr((32 + 127) * math.log(2) + 1e-3)
+BOUND_PER_BIT = tl.constexpr(-math.log(2) * 2.0**-23)
 TOKEN = tl.constexpr(int(noise.Stream.TOKEN))
 COIN = tl.constexpr(int(noise.Stream.COIN))
 RESIDUAL = tl.constexpr(int(noise.Stream.RESIDUAL))
@@ -33,12 +39,12 @@ RESIDUAL = tl.constexpr(int(noise.Stream.RESIDUAL))
 
 @triton.jit
 def philox4(
-    counter,  # uint32, any shape: token // 4
+    counter,  # uint32, any shape
     position,  # int64 scalar
     seed,  # int64 scalar
     STREAM: tl.constexpr,
 ):
-    """The words of tokens 4 * counter .. 4 * counter + 3, uint32 of the counter's shape."""
+    """Philox4x32-7: four words, uint32 of the counter's shape."""
     zero = counter ^ counter
     c0 = counter
     c1 = zero + position.to(tl.uint32)
@@ -61,46 +67,81 @@ def philox4(
 
 
 @triton.jit
-def philox(token, position, seed, STREAM: tl.constexpr):
-    """A word for each token (int32, any shape)."""
-    w0, w1, w2, w3 = philox4((token >> 2).to(tl.uint32), position, seed, STREAM)
-    lane = token & 3
-    return tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3))
+def half(token, position, seed, STREAM: tl.constexpr):
+    """A half of a word for each token (int32, any shape): the stream's own, or the next one's."""
+    w0, w1, w2, w3 = philox4((token >> 3).to(tl.uint32), position, seed, STREAM)
+    pair = (token >> 1) & 3
+    both = tl.where(pair < 2, tl.where(pair == 0, w0, w1), tl.where(pair == 2, w2, w3))
+    return (both >> ((token & 1) * 16).to(tl.uint32)) & 0xFFFF
 
 
 @triton.jit
-def philox_block(start, position, seed, STREAM: tl.constexpr, BLOCK: tl.constexpr):
-    """[BLOCK] words of tokens start .. start + BLOCK - 1; 4 divides both."""
-    counter = (start >> 2) + tl.arange(0, BLOCK // 4)
-    w0, w1, w2, w3 = philox4(counter.to(tl.uint32), position, seed, STREAM)
-    return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+def words(token, position, seed, STREAM: tl.constexpr):
+    """A word for each token (int32, any shape)."""
+    upper = half(token, position, seed, STREAM)
+    return (upper << 16) | half(token, position, seed, STREAM + 1)
+
+
+@triton.jit
+def half_groups(group, position, seed, STREAM: tl.constexpr):
+    """[G, WIDTH] halves of the groups' tokens, for [G] groups."""
+    w0, w1, w2, w3 = philox4(group.to(tl.uint32), position, seed, STREAM)
+    four = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [group.shape[0], 4])
+    return tl.reshape(tl.join(four & 0xFFFF, four >> 16), [group.shape[0], WIDTH])
+
+
+@triton.jit
+def word_groups(group, position, seed, STREAM: tl.constexpr):
+    """[G, WIDTH] words of the groups' tokens, for [G] groups."""
+    upper = half_groups(group, position, seed, STREAM)
+    return (upper << 16) | half_groups(group, position, seed, STREAM + 1)
 
 
 @triton.jit
 def gumbel(token, position, seed, STREAM: tl.constexpr):
     """Noise of each token (int32, any shape)."""
-    word = philox(token, position, seed, STREAM)
+    word = words(token, position, seed, STREAM)
     lower = coarse_uniform(word)
     if tl.min(word) < REFINE_BELOW:
-        lower = refine(word, lower, philox(token, position, seed, STREAM + 1))
+        lower = refine(word, lower, words(token, position, seed, STREAM + 2))
     return gumbel_of(word, lower)
 
 
 @triton.jit
-def gumbel_block(start, position, seed, STREAM: tl.constexpr, BLOCK: tl.constexpr):
-    """[BLOCK] noise of tokens start .. start + BLOCK - 1; 4 divides both."""
-    word = philox_block(start, position, seed, STREAM, BLOCK)
+def gumbel_groups(group, position, seed, STREAM: tl.constexpr):
+    """[G, WIDTH] noise of the groups' tokens, for [G] groups."""
+    word = word_groups(group, position, seed, STREAM)
     lower = coarse_uniform(word)
-    if tl.min(word) < REFINE_BELOW:
-        lower = refine(word, lower, philox_block(start, position, seed, STREAM + 1, BLOCK))
+    if tl.min(tl.min(word, axis=1)) < REFINE_BELOW:
+        lower = refine(word, lower, word_groups(group, position, seed, STREAM + 2))
     return gumbel_of(word, lower)
+
+
+@triton.jit
+def gumbel_bound(group, position, seed, STREAM: tl.constexpr):
+    """[G] float32 that the noise of the groups' tokens does not exceed, from upper halves alone."""
+    w0, w1, w2, w3 = philox4(group.to(tl.uint32), position, seed, STREAM)
+    high = (tl.minimum(tl.minimum(w0, w1), tl.minimum(w2, w3)) >> 16) << 16
+    low = tl.minimum(tl.minimum(w0 << 16, w1 << 16), tl.minimum(w2 << 16, w3 << 16))
+    return bound_of(tl.minimum(high, low))
+
+
+@triton.jit
+def bound_of(word):
+    """What the noise of this word, and so of any larger one, does not exceed.
+
+    Noise is at most -ln(word / 2**32), and log2 of a float is at least the number that its bits
+    are, read as exponent and fraction. A word of 0 gives 110, more than any refined word can.
+    """
+    bits = word.to(tl.float32).to(tl.int32, bitcast=True)
+    return bits.to(tl.float32) * BOUND_PER_BIT + BOUND_AT_0
 
 
 @triton.jit
 def uniform(token, position, seed, STREAM: tl.constexpr):
     """Uniform float32 of each token, never 0 and never 1."""
-    word = philox(token, position, seed, STREAM)
-    lower = refine(word, coarse_uniform(word), philox(token, position, seed, STREAM + 1))
+    word = words(token, position, seed, STREAM)
+    lower = refine(word, coarse_uniform(word), words(token, position, seed, STREAM + 2))
     return tl.minimum(lower, LARGEST_UNIFORM)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wanspec_kernels import noise
 from wanspec_kernels.noise import Stream
-from wanspec_kernels.sampling import cutoff
+from wanspec_kernels.sampling import cutoff, inverse_temperature
 
 
 class _Sampling(NamedTuple):
@@ -33,6 +33,16 @@ class _Sampling(NamedTuple):
         elif self.top_k or self.top_p < 1 or self.min_p > 0:
             keep &= row >= cutoff(row, *self)
         return keep.nonzero().flatten()
+
+
+def masked_row(logits: Tensor, token_bitmask: Tensor | None, node: int) -> Tensor:
+    """[vocab] float32, -inf at tokens that the node's bitmask forbids."""
+    row = logits[node].float()
+    if token_bitmask is None:
+        return row
+    ids = torch.arange(len(row), device=row.device)
+    allowed = (token_bitmask[node][ids >> 5] >> (ids & 31)) & 1
+    return row.masked_fill(allowed == 0, -torch.inf)
 
 
 class _Path:
@@ -59,28 +69,27 @@ def verify_match(
     out_accepted_nodes: Tensor,  # [batch, max_depth]
     out_status: Tensor,  # [batch]
     logits: Tensor,  # [num_nodes, vocab]
+    token_bitmask: Tensor | None,  # [num_nodes, words]
     token_ids: Tensor,  # [num_nodes]
-    first_child: Tensor,  # [num_nodes]
-    next_sibling: Tensor,  # [num_nodes]
+    parents: Tensor,  # [num_nodes]
     indptr: Tensor,  # [batch + 1]
     positions: Tensor,  # [batch]
-    inverse_temperature: Tensor,  # [batch]
+    temperature: Tensor,  # [batch]
     top_k: Tensor,  # [batch]
     top_p: Tensor,  # [batch]
     min_p: Tensor,  # [batch]
     seed: Tensor,  # [batch]
 ) -> None:
-    tokens, children, siblings = token_ids.tolist(), first_child.tolist(), next_sibling.tolist()
-    starts = indptr.tolist()
-    samplings = _samplings(inverse_temperature, top_k, top_p, min_p)
+    tokens, parent_of, starts = token_ids.tolist(), parents.tolist(), indptr.tolist()
+    samplings = _samplings(temperature, top_k, top_p, min_p)
     paths = []
     for b, sampling in enumerate(samplings):
         path = _Path()
         paths.append(path)
-        start = starts[b]
-        walking = starts[b + 1] > start
+        start, end = starts[b], starts[b + 1]
+        walking = end > start
         while walking:
-            row = logits[start + path.node].float()
+            row = masked_row(logits, token_bitmask, start + path.node)
             kept = sampling.kept(row)
             if kept is None:
                 path.status = 1
@@ -89,11 +98,10 @@ def verify_match(
             if sampling.inverse_temperature > 0:
                 score += noise.gumbel_row(len(row), positions[b] + len(path.nodes), seed[b])
             own = int(kept[score[kept].argmax()])
-            child = children[start + path.node]
-            while child >= 0 and tokens[start + child] != own:
-                child = siblings[start + child]
-            if child >= 0:
-                path.accept(child, own)
+            candidates = zip(tokens[start:end], parent_of[start:end], strict=True)
+            matches = [i for i, c in enumerate(candidates) if c == (own, path.node)]
+            if matches:
+                path.accept(matches[0], own)
             else:
                 path.following = own
                 walking = False
@@ -106,6 +114,7 @@ def verify_rejection(
     out_accepted_nodes: Tensor,  # [batch, max_depth]
     out_status: Tensor,  # [batch]
     logits: Tensor,  # [num_nodes, vocab]
+    token_bitmask: Tensor | None,  # [num_nodes, words]
     token_ids: Tensor,  # [num_nodes]
     indptr: Tensor,  # [batch + 1]
     draw_indptr: Tensor,  # [num_nodes + 1]
@@ -115,7 +124,7 @@ def verify_rejection(
     draft_weights: Tensor,  # [num_rows, support]
     replacement: Tensor,  # [num_rows]
     positions: Tensor,  # [batch]
-    inverse_temperature: Tensor,  # [batch]
+    temperature: Tensor,  # [batch]
     top_k: Tensor,  # [batch]
     top_p: Tensor,  # [batch]
     min_p: Tensor,  # [batch]
@@ -127,7 +136,7 @@ def verify_rejection(
     depths = torch.arange(out_token_ids.shape[1], device=logits.device)
     draw_indices = torch.arange(most_draws, device=logits.device)
     vocab = logits.shape[1]
-    samplings = _samplings(inverse_temperature, top_k, top_p, min_p)
+    samplings = _samplings(temperature, top_k, top_p, min_p)
     paths = []
     for b, sampling in enumerate(samplings):
         path = _Path()
@@ -138,7 +147,7 @@ def verify_rejection(
         walking = starts[b + 1] > start
         while walking:
             node, depth = start + path.node, len(path.nodes)
-            row = logits[node].float()
+            row = masked_row(logits, token_bitmask, node)
             kept = sampling.kept(row)
             if kept is None:
                 path.status = 1
@@ -180,10 +189,13 @@ def _draft(vocab: int, token_ids: Tensor, weights: Tensor, earlier: list[int]) -
     return dense
 
 
-def _samplings(
-    inverse_temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> list[_Sampling]:
-    columns = (inverse_temperature.tolist(), top_k.tolist(), top_p.tolist(), min_p.tolist())
+def _samplings(temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> list[_Sampling]:
+    columns = (
+        inverse_temperature(temperature).tolist(),
+        top_k.tolist(),
+        top_p.tolist(),
+        min_p.tolist(),
+    )
     return [_Sampling(*values) for values in zip(*columns, strict=True)]
 
 

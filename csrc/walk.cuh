@@ -1,0 +1,204 @@
+// What both rules share: a cluster's way down one tree.
+#pragma once
+
+#include <cstdint>
+
+#include "filters.cuh"
+#include "row.cuh"
+#include "verify.h"
+
+namespace wanspec {
+
+struct WalkBuffers {
+  uint64_t barriers[kStages];
+  ClusterBuffers cluster;
+  CandidateBuffers candidates;
+};
+
+// Shared memory of a kernel: its buffers, then the slice, then its noise.
+template <typename Buffers>
+__host__ __device__ constexpr size_t slice_offset() {
+  return (sizeof(Buffers) + 127) / 128 * 128;
+}
+
+template <typename Buffers, typename Logit>
+__host__ __device__ size_t noise_offset(int32_t vocab, int32_t cluster) {
+  const size_t tokens = static_cast<size_t>(chunks_of_block(vocab, cluster)) * kChunk;
+  return slice_offset<Buffers>() + tokens * sizeof(Logit);
+}
+
+template <typename Buffers, typename Logit>
+__host__ __device__ size_t shared_bytes(int32_t vocab, int32_t cluster) {
+  const size_t vecs = static_cast<size_t>(chunks_of_block(vocab, cluster)) * kChunkVecs;
+  return noise_offset<Buffers, Logit>(vocab, cluster) + vecs * sizeof(uint16_t);
+}
+
+// Mailboxes are ready once all blocks have passed here, and Cluster::wait_for_start().
+__device__ inline void start_cluster(WalkBuffers& buffers, const Cluster& cluster) {
+  if (threadIdx.x == 0) {
+    Mailbox::init(&buffers.candidates.arrived);
+    Mailbox::init(&buffers.candidates.peaks_arrived);
+  }
+  cluster.announce();
+}
+
+// One request and its tree.
+struct Request {
+  int32_t tree, start, num_nodes;
+  int64_t position, seed;
+  float inverse_temperature;  // 0 = greedy
+  Filters filters;
+
+  __device__ Request(const VerifyInputs& in, int32_t b)
+      : tree(b),
+        start(in.indptr[b]),
+        num_nodes(in.indptr[b + 1] - start),
+        position(in.positions[b]),
+        seed(in.seed[b]),
+        filters{in.top_k[b], in.top_p[b], in.min_p[b]} {
+    const float temperature = in.temperature[b];
+    inverse_temperature = temperature == 0.0f ? 0.0f : __frcp_rn(temperature);
+  }
+
+  __device__ NoiseKey noise(int32_t depth, Stream stream) const {
+    return {position + depth, seed, stream};
+  }
+};
+
+template <typename Logit>
+__device__ const Logit* row_of(const VerifyInputs& in, const Request& request, int32_t node) {
+  const int64_t index = int64_t{request.start} + node;
+  return static_cast<const Logit*>(in.logits) + index * in.row_stride;
+}
+
+__device__ inline const uint8_t* bitmask_of(
+    const VerifyInputs& in, const Request& request, int32_t node) {
+  if (in.token_bitmask == nullptr) return nullptr;
+  const int64_t index = int64_t{request.start} + node;
+  return reinterpret_cast<const uint8_t*>(in.token_bitmask + index * in.bitmask_words);
+}
+
+// A rough mass as an integer, whose sums do not depend on their order.
+__device__ inline uint64_t fixed_point(float mass) {
+  return __float2ull_rz(mass * 0x1p32f);
+}
+
+__device__ inline bool keeps_few(const Filters& filters) {
+  return filters.top_k > 0 && filters.top_k <= kMaxTopK;
+}
+
+__device__ inline bool is_number(float x) { return x > -INFINITY && x < INFINITY; }
+
+__device__ inline bool is_valid(uint32_t largest_key) {
+  return largest_key > kMinusInfinityKey && largest_key < kInfinityKey;
+}
+
+// Each group of eight lanes takes the vector of one of them, the one with the highest bound, off its
+// list: -1 if none has one from `limit` on.
+__device__ inline int32_t take_vector(Bounds& bounds, float limit) {
+  const int32_t lane = static_cast<int32_t>(threadIdx.x % 32);
+  const bool has = bounds.vec >= 0 && bounds.most >= limit;
+  float highest = has ? bounds.most : -INFINITY;
+#pragma unroll
+  for (int32_t step = 1; step < kVec; step *= 2) {
+    highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, step));
+  }
+  const unsigned found = __ballot_sync(kAllLanes, has && bounds.most == highest);
+  const int32_t first = lane / kVec * kVec;
+  const int32_t leader = __ffs(static_cast<int>(found >> first & 0xFF)) - 1 + first;
+  const int32_t vec = __shfl_sync(kAllLanes, bounds.vec, max(leader, 0));
+  __syncwarp();  // its owner may have written it with ordinary stores
+  if (lane == leader) bounds.vec = -1;
+  return leader < first ? -1 : vec;
+}
+
+// The winner among all tokens of the row that `sampler` keeps, 0 if there is none, and the largest of
+// the threads' largest logits as a key. Every block takes part.
+template <typename Logit>
+__device__ Pair sample(const RowSlice<Logit>& row, Bounds bounds, float largest_logit,
+                       const Sampler& sampler, Cluster& cluster) {
+  float limit = -INFINITY;
+  uint64_t best = row.best_score_of_groups(sampler, take_vector(bounds, limit), limit);
+  const uint64_t reached = cluster.over_block<Max>(best).a;
+  if (reached != 0) limit = fmaxf(limit, value_of(static_cast<uint32_t>(reached >> 32)));
+  while (__any_sync(kAllLanes, bounds.vec >= 0 && bounds.most >= limit)) {
+    const int32_t vec = take_vector(bounds, limit);
+    best = Max::combine(best, row.best_score_of_groups(sampler, vec, limit));
+  }
+  if (bounds.second >= limit) best = Max::combine(best, row.best_score(sampler, limit));
+  return cluster.over_cluster<Max, Max>(best, key_of(largest_logit));
+}
+
+// The largest logit and its lowest token, 0 if there is none, and the largest of the threads' peak
+// keys. Every block takes part.
+template <typename Logit>
+__device__ Pair greedy(const RowSlice<Logit>& row, const Peak& peak, Cluster& cluster) {
+  const uint64_t mine = is_number(peak.value) ? winner_key(peak.value, row.token_of(peak)) : 0;
+  return cluster.over_cluster<Max, Max>(mine, key_of(peak.value));
+}
+
+// The largest key of the row. If top_k leaves few tokens, `few` becomes their candidates' number;
+// else, or if there are too many candidates, or the row is invalid, -1.
+template <typename Logit>
+__device__ uint32_t start_filters(const RowSlice<Logit>& row, const Peak& peak,
+                                  const Filters& filters, int32_t& few, Cluster& cluster,
+                                  Candidates& candidates) {
+  uint32_t peaks[kPeaks / 32];
+  exchange_peaks(key_of(peak.value), cluster, candidates, peaks);
+  uint32_t largest_key = 0;
+#pragma unroll
+  for (int32_t i = 0; i < kPeaks / 32; ++i) largest_key = max(largest_key, peaks[i]);
+  largest_key = __reduce_max_sync(kAllLanes, largest_key);
+  few = -1;
+  if (keeps_few(filters) && is_valid(largest_key)) {
+    // Peaks are different logits, so as many logits are at least as large.
+    const uint32_t floor_key = key_reached_by(filters.top_k, peaks, Vec8<Logit>::kKeyShift);
+    const float floor = floor_key <= kMinusInfinityKey ? kLowest : value_of(floor_key);
+    few = collect_candidates(row, floor, cluster, candidates);
+  }
+  return largest_key;
+}
+
+// Begin to load the row of a node; a barrier of the block.
+template <typename Logit>
+__device__ void load_node(RowSlice<Logit>& row, const VerifyInputs& in, const Request& request,
+                          int32_t node, Candidates& candidates) {
+  if (threadIdx.x == 0) candidates.buffers.found = 0;
+  row.load(row_of<Logit>(in, request, node));
+}
+
+// Records the path of one request; one thread of the cluster does.
+class Path {
+ public:
+  __device__ Path(const VerifyOutputs& out, const Request& request, int32_t max_depth, bool writes)
+      : out_(out), tree_(request.tree), max_depth_(max_depth), writes_(writes) {}
+
+  __device__ void accept(int32_t node, int32_t token) {
+    if (writes_) {
+      out_.token_ids[int64_t{tree_} * (max_depth_ + 1) + depth] = token;
+      out_.accepted_nodes[int64_t{tree_} * max_depth_ + depth] = node;
+    }
+    ++depth;
+  }
+
+  // `token` follows; -1 and status 1 if there is none for an invalid row.
+  __device__ void finish(int32_t token, int32_t status) {
+    if (!writes_) return;
+    int32_t* tokens = out_.token_ids + int64_t{tree_} * (max_depth_ + 1);
+    int32_t* nodes = out_.accepted_nodes + int64_t{tree_} * max_depth_;
+    tokens[depth] = token;
+    for (int32_t i = depth + 1; i <= max_depth_; ++i) tokens[i] = -1;
+    for (int32_t i = depth; i < max_depth_; ++i) nodes[i] = -1;
+    out_.num_accepted[tree_] = depth;
+    out_.status[tree_] = status;
+  }
+
+  int32_t depth = 0;
+
+ private:
+  const VerifyOutputs& out_;
+  int32_t tree_, max_depth_;
+  bool writes_;
+};
+
+}  // namespace wanspec
