@@ -128,57 +128,32 @@ def verify_tree(
         sampling.seed,
         tree.max_depth,
     )
+    logits = (target_logits, token_bitmask)
+    nodes = (tree.token_ids, tree.parents, tree.indptr)
     if draft is None:
-        outputs = operators.verify_match(
-            target_logits,
-            token_bitmask,
-            tree.token_ids,
-            tree.parents,
-            tree.indptr,
-            *parameters,
-            chosen,
+        return VerifyResult(*operators.verify_match(*logits, *nodes, *parameters, chosen))
+
+    _check_draws(draft, tree)
+    entries = draft.max_rows * draft.token_ids.shape[1]
+    if chosen != "reference" and entries > MAX_ENTRIES:
+        raise RuntimeError(
+            f"verify_tree: backend {chosen}: draft: expected at most {MAX_ENTRIES} entries "
+            f"a node, got {draft.max_rows} rows of {draft.token_ids.shape[1]}"
         )
-    else:
-        _check_draws(draft, tree)
-        entries = draft.max_rows * draft.token_ids.shape[1]
-        if chosen != "reference" and entries > MAX_ENTRIES:
-            raise RuntimeError(
-                f"verify_tree: backend {chosen}: draft: expected at most {MAX_ENTRIES} entries "
-                f"a node, got {draft.max_rows} rows of {draft.token_ids.shape[1]}"
-            )
-        if rule in joint_operators.OPERATORS:
-            outputs = joint_operators.OPERATORS[rule](
-                target_logits,
-                token_bitmask,
-                tree.token_ids,
-                tree.parents,
-                tree.indptr,
-                draft.indptr,
-                draft.children,
-                draft.rows,
-                draft.token_ids,
-                draft.weights,
-                draft.replacement,
-                draft.max_rows,
-                *parameters,
-                chosen,
-            )
-            return VerifyResult(*outputs)
-        outputs = operators.verify_rejection(
-            target_logits,
-            token_bitmask,
-            tree.token_ids,
-            tree.indptr,
-            draft.indptr,
-            draft.children,
-            draft.rows,
-            draft.token_ids,
-            draft.weights,
-            draft.replacement,
-            draft.max_rows,
-            *parameters,
-            chosen,
-        )
+    draws = (
+        draft.indptr,
+        draft.children,
+        draft.rows,
+        draft.token_ids,
+        draft.weights,
+        draft.replacement,
+        draft.max_rows,
+    )
+    if rule in joint_operators.OPERATORS:
+        verify = joint_operators.OPERATORS[rule]
+        return VerifyResult(*verify(*logits, *nodes, *draws, *parameters, chosen))
+    without_parents = (tree.token_ids, tree.indptr)
+    outputs = operators.verify_rejection(*logits, *without_parents, *draws, *parameters, chosen)
     return VerifyResult(*outputs)
 
 
