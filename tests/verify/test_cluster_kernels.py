@@ -249,6 +249,6 @@ def test_rows_that_no_cluster_holds() -> None:
         SamplingParams.build(1, device="cuda"),
         torch.ones_like(tree.indptr[:1]).long(),
     )
-    with pytest.raises(RuntimeError, match="expected rows of at most 1310720 bytes, got 1600000"):
+    with pytest.raises(RuntimeError, match="expected rows of at most 1048576 bytes, got 1600000"):
         verify_tree(*arguments, backend="cuda")
     assert verify_tree(*arguments).token_ids.tolist() == [[0]]  # "auto" takes Triton

@@ -21,8 +21,8 @@ LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Of one node: its rows times their width. The kernel compares all with all, and Triton's largest
 # block has 2**20 numbers.
 MAX_ENTRIES = 1024
-# A cluster's shared memory holds a row: of eight blocks at least, 160 KiB each.
-MAX_ROW_BYTES = 8 * 160 * 1024
+# A cluster's shared memory holds a row: of eight blocks at least, 128 KiB each beside buffers.
+MAX_ROW_BYTES = 8 * 128 * 1024
 
 
 @dataclass(frozen=True)

@@ -18,35 +18,22 @@ from wanspec_kernels.verify.noise_kernels import (
     uniform,
     weight,
 )
+from wanspec_kernels.verify.row_kernels import (
+    KEY_OF_MINUS_INFINITY,
+    NO_TOKEN,
+    key_of,
+    load_logits,
+    value_of,
+)
 
 UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
-NO_TOKEN = tl.constexpr(0x7FFFFFFF)
-KEY_OF_MINUS_INFINITY = tl.constexpr(-0x7F800001)
 INVALID = tl.constexpr(-1)  # instead of a row's largest token
 LEAST_MASS = tl.constexpr(1e-37)
 
 
 @triton.jit
 def load_row(row_ptr, bitmask_ptr, ids, vocab, MASKED: tl.constexpr):
-    inside = (ids >= 0) & (ids < vocab)
-    x = tl.load(row_ptr + ids, mask=inside, other=-float("inf")).to(tl.float32)
-    if MASKED:
-        words = tl.load(bitmask_ptr + (ids >> 5), mask=inside, other=0)
-        x = tl.where(((words >> (ids & 31)) & 1) != 0, x, -float("inf"))
-    return x
-
-
-@triton.jit
-def key_of(x):
-    """int64 in the order of the float32 numbers; both zeros are one."""
-    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-
-
-@triton.jit
-def value_of(key):
-    bits = tl.maximum(key, KEY_OF_MINUS_INFINITY).to(tl.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return load_logits((row_ptr, bitmask_ptr), ids, (ids >= 0) & (ids < vocab), MASKED)
 
 
 @triton.jit
@@ -68,7 +55,7 @@ def above(
 
 @triton.jit
 def just_below(value):
-    return value_of(key_of(value) - 1)
+    return value_of(key_of(value).to(tl.int64) - 1)
 
 
 @triton.jit
@@ -119,7 +106,7 @@ def row_statistics_kernel(
         cutoff = tl.full([], -float("inf"), tl.float32)
         mass = tl.full([], 0, tl.int64)
         if (token != INVALID) & (inverse > 0.0):
-            high_key = key_of(largest)
+            high_key = key_of(largest).to(tl.int64)
             if top_k > 0:
                 low = tl.full([], KEY_OF_MINUS_INFINITY, tl.int64)
                 high = high_key
@@ -140,7 +127,7 @@ def row_statistics_kernel(
                     MASKED, BLOCK,
                 )  # fmt: skip
                 nucleus = top_p.to(tl.float64) * total.to(tl.float64)
-                low = key_of(kept)
+                low = key_of(kept).to(tl.int64)
                 high = high_key
                 while low < high:
                     middle = (low + high) >> 1
@@ -154,7 +141,7 @@ def row_statistics_kernel(
                 cutoff = value_of(low)
             if min_p > 0.0:
                 floor = min_p.to(tl.float64) * weight(largest - largest).to(tl.float64)
-                low = key_of(cutoff)
+                low = key_of(cutoff).to(tl.int64)
                 high = high_key
                 while low < high:
                     middle = (low + high) >> 1
