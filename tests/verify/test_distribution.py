@@ -74,7 +74,7 @@ def verified_texts(
 @pytest.mark.parametrize(
     ("rule", "replacement"),
     [("match", True), ("rejection", True), ("rejection", False)]
-    + [("block", True), ("traversal", True), ("traversal", False)],
+    + [("block", True), ("traversal", False)],
 )
 def test_joint_distribution(rule: str, replacement: bool, device: str) -> None:
     model = ToyModel(vocab=5, length=3, num_sources=1 if rule == "block" else 2, seed=5)
