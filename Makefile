@@ -27,7 +27,6 @@ check: .venv/dev.stamp
 	$(BIN)/lint-imports --no-logo
 
 bench: .venv/bench.stamp
-	@if [ ! -d bench ]; then echo 'make bench: there is no bench/ folder yet'; exit 1; fi
 	$(BIN)/python -m pytest bench --benchmark-only -rs
 	$(BIN)/python -m bench.peers
 

@@ -9,7 +9,6 @@ row's sum is exact, and what lies outside the supports is a difference of intege
 import triton
 import triton.language as tl
 
-from wanspec_kernels.noise import WEIGHT_BITS
 from wanspec_kernels.verify.noise_kernels import (
     COIN,
     RESIDUAL,
@@ -18,6 +17,7 @@ from wanspec_kernels.verify.noise_kernels import (
     uniform,
     weight,
 )
+from wanspec_kernels.verify.residual_kernels import LEAST_MASS, UNIT
 from wanspec_kernels.verify.row_kernels import (
     KEY_OF_MINUS_INFINITY,
     NO_TOKEN,
@@ -26,9 +26,7 @@ from wanspec_kernels.verify.row_kernels import (
     value_of,
 )
 
-UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
 INVALID = tl.constexpr(-1)  # instead of a row's largest token
-LEAST_MASS = tl.constexpr(1e-37)
 
 
 @triton.jit

@@ -37,8 +37,7 @@ def choose(rule: str, backend: str, device: torch.device) -> str:
             f"verify_tree: rule {rule!r}: expected backend 'auto', 'triton' or 'reference', "
             "got 'cuda'"
         )
-    chosen = choose_backend("verify_tree", backend, device)
-    return "triton" if chosen == "cuda" else chosen
+    return choose_backend("verify_tree", backend, device)
 
 
 def _verify_block(*arguments: Any) -> operators.Outputs:
