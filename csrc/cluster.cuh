@@ -84,6 +84,14 @@ struct Max {
   }
 };
 
+// Two numbers of 32 bits, each for itself.
+struct MaxOfHalves {
+  static __device__ uint64_t over_warp(uint64_t value) {
+    const uint32_t high = __reduce_max_sync(kAllLanes, static_cast<uint32_t>(value >> 32));
+    return uint64_t{high} << 32 | __reduce_max_sync(kAllLanes, static_cast<uint32_t>(value));
+  }
+};
+
 struct Sum {
   static __device__ uint64_t over_warp(uint64_t value) {
     // In three parts whose sums over a warp fit into 32 bits.
@@ -151,8 +159,8 @@ class Cluster {
     return over_slots<OpA, OpB>(exchange(mine), size);
   }
 
-  // One number a block, not reduced.
-  __device__ const Pair* gather(uint64_t mine) { return exchange({mine, 0}); }
+  // Every block's numbers, in the order of their ranks: valid until the next but one use.
+  __device__ const Pair* gather(const Pair& mine) { return exchange(mine); }
 
  private:
   ClusterBuffers& buffers_;

@@ -10,13 +10,12 @@
 
 namespace wanspec {
 
-constexpr int32_t kMaxCandidates = 512;
-constexpr int32_t kMaxOfBlock = 128;  // candidates that one block may send
-constexpr int32_t kMaxTopK = 128;     // above it, bisection
+constexpr int32_t kMaxCandidates = kThreads;  // of the cluster; blocks have equal shares of them
+constexpr int32_t kMaxTopK = 128;             // above it, bisection
 constexpr int32_t kPeaks = kWarps * kMaxCluster;  // largest logits of as many parts of a row
 // A weight in a sum that also counts: no sum of kMaxCandidates weights reaches it.
 constexpr uint64_t kOne = 1ull << (kWeightBits + 10);
-static_assert(kMaxCandidates <= kThreads && kMaxCandidates < 1 << 10);
+static_assert(kMaxCandidates < 1 << 10);
 
 struct Filters {
   int32_t top_k;  // 0 is off
@@ -32,17 +31,23 @@ struct Filters {
 
 struct alignas(8) Candidate {
   float x;
+  int32_t token;  // or kNone, kTooMany
+};
+constexpr int32_t kNone = -1, kTooMany = -2;
+
+struct alignas(16) WeighedCandidate {
+  float x;
   int32_t token;
+  uint64_t weight;  // and kOne
 };
 
 struct CandidateBuffers {
-  Candidate of_blocks[kMaxCluster][kMaxOfBlock];
-  Candidate all[kMaxCandidates];
-  uint64_t weights[kMaxCandidates];  // and kOne each
-  uint64_t above[kThreads];          // sums of some of the weights above a candidate
+  Candidate of_block[kMaxCandidates];  // this block's, before they are sent
+  Candidate received[kMaxCandidates];  // the blocks' shares in turn
+  WeighedCandidate all[kMaxCandidates];
   uint32_t peaks[kPeaks];
   uint64_t arrived, peaks_arrived;
-  int32_t found;  // by this block
+  int32_t found, count;  // by this block; by all
 };
 
 struct Candidates {
@@ -97,95 +102,86 @@ __device__ inline uint32_t key_reached_by(int32_t least, const uint32_t (&peaks)
       high = middle - 1;
     } else {
       low = middle;
-      if (reached <= least + least / 8) break;
+      if (reached <= least + least / 4) break;
     }
   }
   return low << shift;
 }
 
-// Sends every block all logits of the row from `floor` on: their number, or -1 if they are too many.
-// Every block takes part.
+// Tells every block all logits of the row from `floor` on, and what they weigh: their number, or -1 if
+// they are too many. Every block takes part.
 template <typename Logit>
-__device__ int32_t collect_candidates(const RowSlice<Logit>& row, float floor, Cluster& cluster,
+__device__ int32_t collect_candidates(const RowSlice<Logit>& row, float floor, float largest,
+                                      float inverse_temperature, const Cluster& cluster,
                                       Candidates& candidates) {
   CandidateBuffers& buffers = candidates.buffers;
+  const int32_t thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t share = kMaxCandidates / cluster.size;
   row.for_each_from(floor, [&](float x, uint32_t token) {
     const int32_t slot = atomicAdd(&buffers.found, 1);
-    if (slot >= kMaxOfBlock) return;
-    const uint64_t bits = uint64_t{token} << 32 | static_cast<uint32_t>(__float_as_int(x));
-    for (int32_t block = 0; block < cluster.size; ++block) {
-      Mailbox::send(&buffers.of_blocks[cluster.rank][slot], &buffers.arrived, block, bits);
-    }
+    if (slot < share) buffers.of_block[slot] = {x, static_cast<int32_t>(token)};
   });
+  if (thread == 0) {
+    Mailbox::expect(&buffers.arrived, kMaxCandidates * static_cast<int32_t>(sizeof(Candidate)));
+  }
   __syncthreads();
-  const Pair* found = cluster.gather(static_cast<uint64_t>(buffers.found));
-  int32_t total = 0, sent = 0;
-  for (int32_t block = 0; block < cluster.size; ++block) {
-    const int32_t count = static_cast<int32_t>(found[block].a);
-    total += count;
-    sent += min(count, kMaxOfBlock);
-  }
-  if (threadIdx.x == 0) {
-    Mailbox::expect(&buffers.arrived, sent * static_cast<int32_t>(sizeof(Candidate)));
-  }
+  // One candidate a thread to one block, with padding: all know beforehand how much will come.
+  const int32_t slot = thread % share, found = buffers.found;
+  Candidate mine = buffers.of_block[slot];
+  if (slot >= found) mine.token = kNone;
+  if (found > share) mine.token = kTooMany;
+  const uint64_t bits = uint64_t{static_cast<uint32_t>(mine.token)} << 32 |
+                        static_cast<uint32_t>(__float_as_int(mine.x));
+  Mailbox::send(&buffers.received[cluster.rank * share + slot], &buffers.arrived, thread / share,
+                bits);
   Mailbox::wait(&buffers.arrived, candidates.collections++);
-  if (sent != total || total > kMaxCandidates) return -1;
-  int32_t end = 0;
-  for (int32_t block = 0; block < cluster.size; ++block) {
-    const int32_t count = static_cast<int32_t>(found[block].a);
-    if (threadIdx.x < count) buffers.all[end + threadIdx.x] = buffers.of_blocks[block][threadIdx.x];
-    end += count;
+  mine = buffers.received[thread];
+  if (mine.token >= 0) {
+    const int32_t i = atomicAdd(&buffers.count, 1);
+    const float below = __fmul_rn(__fadd_rn(mine.x, -largest), inverse_temperature);
+    buffers.all[i] = {mine.x, mine.token, kOne + weight(below)};
   }
-  __syncthreads();
-  return total;
+  const bool too_many = __syncthreads_or(mine.token == kTooMany) != 0;
+  return too_many ? -1 : buffers.count;
 }
 
 // What one thread knows of its candidate.
 struct Ranked {
+  float x;
+  int32_t token;
   uint64_t weight;
   bool kept;
 };
 
-// Filters the candidates, which hold all that top_k leaves: thread i has the i-th. `meanwhile` is
-// work that needs no answer.
-template <typename Meanwhile>
-__device__ Ranked rank_candidates(int32_t count, const Filters& filters, float largest,
-                                  float inverse_temperature, Cluster& cluster,
-                                  CandidateBuffers& buffers, Meanwhile meanwhile) {
-  const int32_t thread = static_cast<int32_t>(threadIdx.x);
-  Ranked own{0, false};
-  if (thread < count) {
-    const float below = __fmul_rn(__fadd_rn(buffers.all[thread].x, -largest), inverse_temperature);
-    own.weight = weight(below);
-    buffers.weights[thread] = kOne + own.weight;
-  }
-  __syncthreads();
+__device__ inline uint64_t sum_over_lanes(uint64_t value, int32_t lanes) {
+  for (int32_t step = 1; step < lanes; step *= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
 
-  // Several threads a candidate: each sums over its share of the others.
-  int32_t width = 32;
-  while (width < count) width *= 2;
-  const int32_t parts = kThreads / width, share = (count + parts - 1) / parts;
-  const int32_t candidate = thread % width, first = thread / width * share;
-  uint64_t above = 0;
+// Filters the candidates, which hold all that top_k leaves: several threads have one, and the first of
+// them says whether it is kept.
+__device__ inline Ranked rank_candidates(int32_t count, const Filters& filters, Cluster& cluster,
+                                         const CandidateBuffers& buffers) {
+  int32_t lanes = 16;  // of a candidate
+  while (lanes > 1 && kThreads / lanes < count) lanes /= 2;
+  const int32_t candidate = static_cast<int32_t>(threadIdx.x) / lanes;
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % lanes;
+  Ranked own{-INFINITY, kNone, 0, false};
+  uint64_t above = 0;  // weights of larger candidates, and how many they are
   if (candidate < count) {
-    const float x = buffers.all[candidate].x;
+    const WeighedCandidate mine = buffers.all[candidate];
+    own = {mine.x, mine.token, mine.weight - kOne, false};
 #pragma unroll 4
-    for (int32_t j = first; j < min(first + share, count); ++j) {
-      above += buffers.all[j].x > x ? buffers.weights[j] : 0;
+    for (int32_t j = lane; j < count; j += lanes) {
+      const WeighedCandidate other = buffers.all[j];
+      above += other.x > mine.x ? other.weight : 0;
     }
   }
-  buffers.above[thread] = above;
-  meanwhile();
-  __syncthreads();
-
-  above = 0;
-  if (thread < count) {
-    for (int32_t part = 0; part < parts; ++part) above += buffers.above[part * width + thread];
-    own.kept = above / kOne < static_cast<uint64_t>(filters.top_k) &&
-               static_cast<double>(own.weight) >= filters.least_weight();
-  }
+  above = sum_over_lanes(above, lanes);
+  const bool by_top_k =
+      candidate < count && lane == 0 && above / kOne < static_cast<uint64_t>(filters.top_k);
+  own.kept = by_top_k && static_cast<double>(own.weight) >= filters.least_weight();
   if (filters.top_p < 1.0f) {
-    const bool by_top_k = thread < count && above / kOne < static_cast<uint64_t>(filters.top_k);
     const uint64_t total = cluster.over_block<Sum>(by_top_k ? own.weight : 0).a;
     const double nucleus = static_cast<double>(filters.top_p) * static_cast<double>(total);
     own.kept = own.kept && static_cast<double>(above % kOne) < nucleus;

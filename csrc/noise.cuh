@@ -123,19 +123,13 @@ __device__ inline float gumbel(uint32_t token, const NoiseKey& key) {
   return gumbel_of(word_of(token, key), token, key);
 }
 
-// At least gumbel_of(word), for a tenth of the work: it is at most -ln(word / 2^32), and the bits of
-// a float, read as a number, lie below its logarithm.
-__device__ inline float most_gumbel(uint32_t word) {
+// At least gumbel_of any word with this upper half, for a tenth of the work: that is at most
+// -ln(half / 2^16), and the bits of a float, read as a number, lie below its logarithm.
+__device__ inline float most_gumbel_of_half(uint32_t half) {
   constexpr float kLn2 = 0.693147181f;
   constexpr float kMargin = 1e-3f;  // a hundred times the rounding
-  const float bits = __int2float_rn(__float_as_int(__uint2float_rd(word)));
-  return __fmaf_rn(bits, -kLn2 * 0x1p-23f, (32 + 127) * kLn2 + kMargin);
-}
-
-// At most gumbel_of(word), given most_gumbel(word).
-__device__ inline float least_gumbel(uint32_t word, float most) {
-  if (word < kRefineBelow) return 11.0f;  // of all uniforms below 2^-16
-  return word < 1u << 31 ? most - 0.5f : -3.2f;
+  const float bits = __int2float_rn(__float_as_int(__int2float_rn(static_cast<int32_t>(half))));
+  return __fmaf_rn(bits, -kLn2 * 0x1p-23f, (16 + 127) * kLn2 + kMargin);
 }
 
 // exp(x) * 2^kWeightBits for x <= 0, before it is rounded down to a weight.

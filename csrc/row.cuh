@@ -1,6 +1,6 @@
 // One row of logits in the shared memory of a cluster, and the passes over it.
 //
-// Chunks of the row go to the blocks in turn, so that likely tokens, which often have neighbouring
+// A stripe of the row is a chunk for every block, so that likely tokens, which often have neighbouring
 // ids, are spread evenly. In a block thread t owns vectors t, t + kThreads, ...: it alone reads and
 // writes them during a pass, so passes need no barriers between them.
 #pragma once
@@ -14,14 +14,22 @@
 namespace wanspec {
 
 constexpr int32_t kVec = 8;                   // tokens
-constexpr int32_t kChunk = 1024;              // tokens: one bulk copy
-constexpr int32_t kChunkVecs = kChunk / kVec;
-constexpr int32_t kStages = 4;                // parts of a row that are waited for one by one
+constexpr int32_t kSweep = kThreads * kVec;   // tokens of a block that its threads look at together
+constexpr int32_t kMaxStages = 4;             // parts of a row that are waited for one by one
+constexpr int32_t kSweepsAtOnce = 4;          // a wait costs more than what so few of them overlap
 
-// Chunks that each of `cluster` blocks holds.
-__host__ __device__ inline int32_t chunks_of_block(int32_t vocab, int32_t cluster) {
-  return (vocab + kChunk * cluster - 1) / (kChunk * cluster);
+// Tokens of a chunk, which is one bulk copy. Clusters, and so chunks, are powers of two; they divide
+// sweeps.
+__host__ __device__ inline int32_t chunk_size(int32_t cluster) {
+  return cluster < 4 ? kSweep : kSweep * 4 / cluster;
 }
+
+__host__ __device__ inline size_t tokens_of_block(int32_t vocab, int32_t cluster) {
+  const size_t chunk = static_cast<size_t>(chunk_size(cluster)), stripe = chunk * cluster;
+  return (static_cast<size_t>(vocab) + stripe - 1) / stripe * chunk;
+}
+
+__device__ inline int32_t log2_of(int32_t power) { return __ffs(power) - 1; }
 
 // What decides among the tokens of a row: its filters as far as one token shows them, its noise.
 struct Sampler {
@@ -62,18 +70,34 @@ struct Bounds {
   float second = -INFINITY;  // in all others
 };
 
+// Two to the power of x, within 2^-22.
+__device__ inline float exp2_of(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // Probability masses, roughly.
 struct RoughMasses {
   float all, above;
 };
-// Relative error of a rough mass at most: fp32 sums of a thread's few hundred exponentials.
-constexpr double kRoughError = 1e-4;
+// Relative error of a rough mass at most: a few times what exponentials of arguments down to -40, and
+// fp32 sums of some thirty vectors, can be off.
+constexpr double kRoughError = 1e-5;
+
+__device__ inline float sum_of(const float (&terms)[kVec]) {
+  return ((terms[0] + terms[1]) + (terms[2] + terms[3])) +
+         ((terms[4] + terms[5]) + (terms[6] + terms[7]));
+}
 
 template <typename Logit>
 class RowSlice {
+  static constexpr int32_t kPerCopy = 16 / sizeof(Logit);
+  static constexpr int32_t kUnroll = 8 / sizeof(Logit);  // as many as registers hold
+
  public:
-  // `slice` has room for chunks_of_block(vocab, cluster.size) chunks, 128-byte aligned, and
-  // `noise` for a number a vector of them.
+  // `slice` has room for tokens_of_block() logits, 128-byte aligned, and `noise` for a number a
+  // vector of them.
   __device__ RowSlice(Logit* slice, uint16_t* noise, uint64_t* barriers, const Cluster& cluster,
                       int32_t vocab)
       : slice_(slice),
@@ -81,14 +105,19 @@ class RowSlice {
         barriers_(barriers),
         vocab_(vocab),
         rank_(cluster.rank),
-        size_(cluster.size),
-        num_chunks_(chunks_of_block(vocab, cluster.size)) {
-    const int32_t sweeps = (num_vecs() + kThreads - 1) / kThreads;
-    sweeps_per_stage_ = (sweeps + kStages - 1) / kStages;
-    if (threadIdx.x < kStages) Mailbox::init(&barriers[threadIdx.x]);
+        chunk_(chunk_size(cluster.size)),
+        chunk_bits_(log2_of(chunk_)),
+        stripe_bits_(log2_of(chunk_ * cluster.size)),
+        num_vecs_(static_cast<int32_t>(tokens_of_block(vocab, cluster.size)) / kVec) {
+    if (threadIdx.x < kMaxStages) Mailbox::init(&barriers[threadIdx.x]);
+    const int32_t sweeps = (num_vecs_ * kVec + kSweep - 1) / kSweep;
+    stage_ = (sweeps > kSweepsAtOnce ? (sweeps + kMaxStages - 1) / kMaxStages : sweeps) * kSweep;
+    const int32_t from_here = vocab - rank_ * chunk_;
+    const int32_t whole_chunks = from_here < chunk_ ? 0 : (from_here - chunk_ >> stripe_bits_) + 1;
+    const int32_t rest = max(from_here - (whole_chunks << stripe_bits_), 0);
+    num_copied_ = whole_chunks * chunk_ + rest / kPerCopy * kPerCopy;
     // Behind the last token, where no load comes.
-    const int32_t whole_chunks = vocab / (kChunk * size_);
-    for (int32_t v = whole_chunks * kChunkVecs + threadIdx.x; v < num_vecs(); v += kThreads) {
+    for (int32_t v = num_copied_ / kVec + threadIdx.x; v < num_vecs_; v += kThreads) {
 #pragma unroll
       for (int32_t i = 0; i < kVec; ++i) {
         if (token_of(v) + i >= vocab) slice_[v * kVec + i] = from_float<Logit>(-INFINITY);
@@ -96,45 +125,51 @@ class RowSlice {
     }
   }
 
-  __device__ int32_t num_vecs() const { return num_chunks_ * kChunkVecs; }
+  __device__ int32_t num_vecs() const { return num_vecs_; }
   __device__ Vec8<Logit> vec(int32_t v) const { return Vec8<Logit>(slice_ + v * kVec); }
   __device__ float at(int32_t index) const { return to_float(slice_[index]); }
 
   // First token of a vector.
   __device__ int32_t token_of(int32_t v) const {
-    return (v / kChunkVecs * size_ + rank_) * kChunk + v % kChunkVecs * kVec;
+    const int32_t index = v * kVec, in_chunk = index & (chunk_ - 1);
+    return token_of_chunk(index - in_chunk) + in_chunk;
   }
   // Where a token lies in this block's slice; -1 if in another's.
   __device__ int32_t index_of(int32_t token) const {
-    const int32_t chunk = token / kChunk;
-    return chunk % size_ == rank_ ? chunk / size_ * kChunk + token % kChunk : -1;
+    const int32_t stripe = token >> stripe_bits_;
+    const int32_t in_chunk = token - (stripe << stripe_bits_) - rank_ * chunk_;
+    const bool mine = in_chunk >= 0 && in_chunk < chunk_;
+    return mine ? (stripe << chunk_bits_) + in_chunk : -1;
   }
 
-  // Begin to load a row; a barrier of the block. find_peak() waits for it.
-  __device__ void load(const Logit* row) {
-    // What ordinary stores wrote is overwritten by the copy engine.
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  // Begin to load a row; a barrier of the block. find_peak() waits for it. `masked`: rows come with
+  // bitmasks.
+  __device__ void load(const Logit* row, bool masked) {
+    if (masked || !copied_) {
+      // What ordinary stores may have written is overwritten by the copy engine.
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
     __syncthreads();
     copied_ = reinterpret_cast<uintptr_t>(row) % 16 == 0;
     if (copied_) {
       ++copies_;
-      if (threadIdx.x < 32) start_copies(row);
+      start_copies(row);
       load_tail(row);
     } else {
       load_plainly(row);
     }
   }
 
-  // The noise of the row's tokens, as far as bounds need it: of a vector, most_gumbel of the least
-  // upper half, as the upper half of a float, rounded up. It does not depend on the logits: its
+  // The noise of the row's tokens, as far as bounds need it: of a vector, most_gumbel_of_half of the
+  // least upper half, as the upper half of a float, rounded up. It does not depend on the logits: its
   // place is while they are loaded.
   __device__ void draw_noise(const NoiseKey& key) const {
     for_each_vec([&](int32_t v, uint32_t token) {
       uint32_t words[4];
       philox4(token / kVec, key, words);
       const uint32_t pair = __vminu2(__vminu2(words[0], words[1]), __vminu2(words[2], words[3]));
-      const uint32_t least = min(pair << 16, pair & 0xFFFF0000u);
-      noise_[v] = static_cast<uint16_t>((__float_as_int(most_gumbel(least)) + 0xFFFF) >> 16);
+      const float most = most_gumbel_of_half(min(pair & 0xFFFF, pair >> 16));
+      noise_[v] = static_cast<uint16_t>((__float_as_int(most) + 0xFFFF) >> 16);
     });
   }
 
@@ -143,9 +178,32 @@ class RowSlice {
   __device__ Peak find_peak(const uint8_t* allowed) const {
     Peak peak{-INFINITY, -1};
     float all = -INFINITY;
-    for_each_arriving(allowed, [&](int32_t v, float largest) {
+    for_each_arriving(allowed, true, [&](int32_t v, float largest) {
       all = nan_max(all, largest);
       if (largest > peak.value) peak = {largest, v};
+    });
+    if (all != all) peak.value = all;
+    return peak;
+  }
+
+  // The same, and roughly the mass of the thread's logits, in units of the weight of the peak's.
+  __device__ Peak find_peak(const uint8_t* allowed, float inverse_temperature, float& mass) const {
+    const float scale = inverse_temperature * kLog2E;
+    Peak peak{-INFINITY, -1};
+    float all = -INFINITY, unit = kLowest;
+    mass = 0.0f;
+    for_each_arriving(allowed, true, [&](int32_t v, float largest) {
+      all = nan_max(all, largest);
+      if (largest > peak.value) {
+        peak = {largest, v};
+        mass *= exp2_of((unit - largest) * scale);
+        unit = largest;
+      }
+      const Vec8<Logit> logits = vec(v);
+      float terms[kVec];
+#pragma unroll
+      for (int32_t i = 0; i < kVec; ++i) terms[i] = exp2_of((logits[i] - unit) * scale);
+      mass += sum_of(terms);
     });
     if (all != all) peak.value = all;
     return peak;
@@ -156,7 +214,8 @@ class RowSlice {
                                 float& largest_logit) const {
     Bounds bounds;
     largest_logit = -INFINITY;
-    for_each_arriving(allowed, [&](int32_t v, float largest) {
+    // Noise has taken the time in which the row came.
+    for_each_arriving(allowed, false, [&](int32_t v, float largest) {
       largest_logit = nan_max(largest_logit, largest);
       const float most = most_score(sampler, v, largest);
       bounds.second = fmaxf(bounds.second, fminf(bounds.most, most));
@@ -173,42 +232,30 @@ class RowSlice {
     return static_cast<uint32_t>(token_of(peak.vec) + i);
   }
 
-  // The thread's best score and its token, if it reaches `limit`; 0 if no token that is kept does.
-  __device__ uint64_t best_score(const Sampler& sampler, float limit) const {
-    uint64_t best = 0;
-    for_each_vec([&](int32_t v, uint32_t token) {
-      if (most_score(sampler, v, vec(v).largest()) < limit) return;
-#pragma unroll 1
-      for (int32_t i = 0; i < kVec; ++i) {
-        const float x = at(v * kVec + i);
-        if (sampler.keeps(x)) {
-          best = Max::combine(best, winner_key(sampler.score(x, token + i), token + i));
-        }
-      }
+  // Calls visit(v) for each of the thread's vectors whose scores may reach `limit`.
+  template <typename Visit>
+  __device__ void for_each_that_may_reach(const Sampler& sampler, float limit, Visit visit) const {
+    for_each_vec([&](int32_t v, uint32_t) {
+      if (most_score(sampler, v, vec(v).largest()) >= limit) visit(v);
     });
-    return best;
   }
 
-  // The same for one vector a group of eight lanes, whose number is `v` in all of them, or -1. A
-  // lane has one of the vector's tokens. `limit` rises to what some score of the warp reaches.
-  __device__ uint64_t best_score_of_groups(const Sampler& sampler, int32_t v, float& limit) const {
+  // Eight lanes have one vector, whose number is `v` in all of them, or -1: a token each, and its score;
+  // 0 if it is not kept.
+  __device__ uint64_t score_of_lane(const Sampler& sampler, int32_t v) const {
     const int32_t i = static_cast<int32_t>(threadIdx.x % kVec);
     const float x = v >= 0 ? at(v * kVec + i) : -INFINITY;
-    const bool kept = sampler.keeps(x);
     const uint32_t token = static_cast<uint32_t>(token_of(max(v, 0)) + i);
-    const uint32_t word = word_of(token, sampler.noise);
-    const float scaled = sampler.scaled(x), most = most_gumbel(word);
-    const float reached = kept ? __fadd_rn(scaled, least_gumbel(word, most)) : -INFINITY;
-    limit = fmaxf(limit, value_of(__reduce_max_sync(kAllLanes, key_of(reached))));
-    const bool may_win = kept && !(__fadd_rn(scaled, most) < limit);
-    return may_win ? winner_key(sampler.score(x, token, word), token) : 0;
+    return sampler.keeps(x) ? winner_key(sampler.score(x, token), token) : 0;
   }
 
   // Weight of the thread's logits from `floor` on, and of those above `above`.
   __device__ Pair masses(float largest, float inverse_temperature, float floor, float above) const {
+    constexpr float kWeightless = -27.8f;  // a little below -kWeightBits * ln(2)
     Pair mass{0, 0};
     for_each_vec([&](int32_t v, uint32_t) {
       const Vec8<Logit> logits = vec(v);
+      if ((logits.largest() - largest) * inverse_temperature < kWeightless) return;
 #pragma unroll
       for (int32_t i = 0; i < kVec; ++i) {
         const float x = logits[i];
@@ -224,19 +271,20 @@ class RowSlice {
   // masses() within kRoughError, in units of the largest weight and for a quarter of the work.
   __device__ RoughMasses rough_masses(float largest, float inverse_temperature, float floor,
                                       float above) const {
-    constexpr float kLog2E = 1.44269504f;
     const float scale = inverse_temperature * kLog2E;
     RoughMasses mass{0, 0};
     for_each_vec([&](int32_t v, uint32_t) {
       const Vec8<Logit> logits = vec(v);
+      float all_terms[kVec], above_terms[kVec];
 #pragma unroll
       for (int32_t i = 0; i < kVec; ++i) {
         const float x = logits[i];
-        float w;
-        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(w) : "f"((x - largest) * scale));
-        mass.all += x >= floor ? w : 0.0f;
-        mass.above += x > above ? w : 0.0f;
+        const float w = exp2_of((x - largest) * scale);
+        all_terms[i] = x >= floor ? w : 0.0f;
+        above_terms[i] = x > above ? w : 0.0f;
       }
+      mass.all += sum_of(all_terms);
+      mass.above += sum_of(above_terms);
     });
     return mass;
   }
@@ -272,35 +320,51 @@ class RowSlice {
   __device__ void set(int32_t index, float x) { slice_[index] = from_float<Logit>(x); }
 
  private:
-  static constexpr int32_t kPerCopy = 16 / sizeof(Logit);
-
   Logit* slice_;
   uint16_t* noise_;
   uint64_t* barriers_;
-  int32_t vocab_, rank_, size_, num_chunks_, sweeps_per_stage_;
+  int32_t vocab_, rank_;
+  int32_t chunk_, chunk_bits_, stripe_bits_;  // tokens, and powers of two
+  int32_t num_vecs_;
+  int32_t stage_;       // tokens that are waited for together
+  int32_t num_copied_;  // of the slice, from its beginning, by the copy engine
   uint32_t copies_ = 0xFFFFFFFFu;  // number of the last load by the copy engine, from 0
   bool copied_ = false;            // the last load was by the copy engine
+
+  // First token of the chunk that begins at an index of the slice.
+  __device__ int32_t token_of_chunk(int32_t index) const {
+    return (index >> chunk_bits_ << stripe_bits_) + rank_ * chunk_;
+  }
 
   // Calls visit(vector, its first token) for each of the thread's.
   template <typename Visit>
   __device__ void for_each_vec(Visit visit) const {
     uint32_t token = static_cast<uint32_t>(token_of(static_cast<int32_t>(threadIdx.x)));
-    const uint32_t step = static_cast<uint32_t>(kThreads / kChunkVecs * kChunk * size_);
-    for (int32_t v = threadIdx.x; v < num_vecs(); v += kThreads, token += step) visit(v, token);
+    const uint32_t step = static_cast<uint32_t>(kSweep >> chunk_bits_ << stripe_bits_);
+#pragma unroll kUnroll
+    for (int32_t v = threadIdx.x; v < num_vecs_; v += kThreads, token += step) visit(v, token);
   }
 
-  // Calls visit(vector, its largest logit) for each of the thread's, as they arrive.
+  __device__ void wait_for(int32_t stage) const {
+    if (copied_) Mailbox::wait(&barriers_[stage], copies_);
+  }
+
+  // Calls visit(vector, its largest logit) for each of the thread's: in parts as they arrive, or once all
+  // are here.
   template <typename Visit>
-  __device__ void for_each_arriving(const uint8_t* allowed, Visit visit) const {
-    const int32_t vecs_per_stage = sweeps_per_stage_ * kThreads;
+  __device__ void for_each_arriving(const uint8_t* allowed, bool in_parts, Visit visit) const {
+    const int32_t part = stage_ / kVec;
+    if (!in_parts) {
+      for (int32_t stage = 0; stage * part < num_vecs_; ++stage) wait_for(stage);
+    }
     int32_t v = threadIdx.x;
-    for (int32_t stage = 0; v < num_vecs(); ++stage) {
-      if (copied_) Mailbox::wait(&barriers_[stage], copies_);
-      const int32_t end = min(vecs_per_stage * (stage + 1), num_vecs());
+    for (int32_t stage = 0; v < num_vecs_; ++stage) {
+      if (in_parts) wait_for(stage);
+      const int32_t end = in_parts ? min(part * (stage + 1), num_vecs_) : num_vecs_;
       if (allowed != nullptr) {
         for (int32_t u = v; u < end; u += kThreads) forbid(u, allowed);
       }
-#pragma unroll 4
+#pragma unroll kUnroll
       for (; v < end; v += kThreads) visit(v, vec(v).largest());
     }
   }
@@ -309,28 +373,24 @@ class RowSlice {
     return __fadd_rn(sampler.scaled(largest), __int_as_float(noise_[v] << 16));
   }
 
-  __device__ int32_t copy_bytes(int32_t chunk) const {
-    const int32_t left = vocab_ - (chunk * size_ + rank_) * kChunk;
-    return max(min(left, kChunk) / kPerCopy, 0) * 16;
+  // What the copy engine brings of some tokens from an index of the slice on.
+  __device__ int32_t copy_bytes(int32_t index, int32_t tokens) const {
+    return max(min(num_copied_ - index, tokens), 0) * static_cast<int32_t>(sizeof(Logit));
   }
 
+  // A warp a copy: a warp's own take their turns.
   __device__ void start_copies(const Logit* row) const {
-    const int32_t chunks_per_stage = sweeps_per_stage_ * kThreads / kChunkVecs;
-    if (threadIdx.x < kStages) {
-      const int32_t end = min(chunks_per_stage * (threadIdx.x + 1), num_chunks_);
-      int32_t bytes = 0;
-      for (int32_t c = chunks_per_stage * threadIdx.x; c < end; ++c) bytes += copy_bytes(c);
-      Mailbox::expect(&barriers_[threadIdx.x], bytes);
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    if (thread < kMaxStages) {
+      Mailbox::expect(&barriers_[thread], copy_bytes(thread * stage_, stage_));
     }
-    for (int32_t c = threadIdx.x; c < num_chunks_; c += 32) {
-      const int32_t bytes = copy_bytes(c);
-      if (bytes == 0) continue;
-      const int64_t from = static_cast<int64_t>(c * size_ + rank_) * kChunk;
+    if (thread % 32 != 0) return;
+    for (int32_t i = thread / 32 * chunk_; i < num_copied_; i += kWarps * chunk_) {
       asm volatile(
           "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-              "r"(shared_address(slice_ + c * kChunk)),
-          "l"(__cvta_generic_to_global(row + from)), "r"(bytes),
-          "r"(shared_address(&barriers_[c / chunks_per_stage]))
+              "r"(shared_address(slice_ + i)),
+          "l"(__cvta_generic_to_global(row + token_of_chunk(i))), "r"(copy_bytes(i, chunk_)),
+          "r"(shared_address(&barriers_[i / stage_]))
           : "memory");
     }
   }
@@ -343,7 +403,7 @@ class RowSlice {
   }
 
   __device__ void load_plainly(const Logit* row) {
-    for (int32_t v = threadIdx.x; v < num_vecs(); v += kThreads) {
+    for (int32_t v = threadIdx.x; v < num_vecs_; v += kThreads) {
 #pragma unroll
       for (int32_t i = 0; i < kVec; ++i) {
         const int32_t token = token_of(v) + i;

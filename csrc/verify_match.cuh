@@ -19,7 +19,7 @@ __device__ inline int32_t find_child(const int32_t* token_ids, const int32_t* pa
   const int32_t lane = static_cast<int32_t>(threadIdx.x % 32);
   for (int32_t first = node + 1; first < num_nodes; first += 32) {
     const int32_t i = first + lane;
-    const bool is_it = i < num_nodes && parents[i] == node && token_ids[i] == token;
+    const bool is_it = i < num_nodes && (parents[i] == node) & (token_ids[i] == token);
     const unsigned found = __ballot_sync(kAllLanes, is_it);
     if (found != 0) return first + __ffs(static_cast<int>(found)) - 1;
   }
@@ -34,9 +34,10 @@ __device__ bool in_nucleus(const RowSlice<Logit>& row, float top_p, const Sample
   const RoughMasses rough =
       row.rough_masses(sampler.largest, sampler.inverse_temperature, floor, logit);
   const Pair sums = cluster.over_cluster<Sum, Sum>(fixed_point(rough.all), fixed_point(rough.above));
+  constexpr double kCutOff = kThreads * kMaxCluster;  // by fixed points: less than one a thread
   const double all = static_cast<double>(sums.a) * p, above = static_cast<double>(sums.b);
-  if (above * (1 + kRoughError) < all * (1 - kRoughError)) return true;
-  if (above * (1 - kRoughError) > all * (1 + kRoughError)) return false;
+  if ((above + kCutOff) * (1 + kRoughError) < all * (1 - kRoughError)) return true;
+  if (above * (1 - kRoughError) > (all + kCutOff) * (1 + kRoughError)) return false;
   const Pair mass = row.masses(sampler.largest, sampler.inverse_temperature, floor, logit);
   const Pair exact = cluster.over_cluster<Sum, Sum>(mass.a, mass.b);
   return static_cast<double>(exact.b) < p * static_cast<double>(exact.a);
@@ -45,7 +46,8 @@ __device__ bool in_nucleus(const RowSlice<Logit>& row, float top_p, const Sample
 // The target's own token at a node whose row is being loaded; -1 if the row is invalid.
 template <typename Logit>
 __device__ int32_t own_token(RowSlice<Logit>& row, const Request& request, int32_t depth,
-                             const uint8_t* allowed, Cluster& cluster, Candidates& candidates) {
+                             const uint8_t* allowed, Cluster& cluster, Candidates& candidates,
+                             Contenders& contenders) {
   const float inverse_temperature = request.inverse_temperature;
   const Filters& filters = request.filters;
   Sampler sampler{request.noise(depth, kTokenStream), inverse_temperature, 0.0f, kLowest, 0.0f, 0.0};
@@ -54,10 +56,9 @@ __device__ int32_t own_token(RowSlice<Logit>& row, const Request& request, int32
     if (inverse_temperature == 0.0f) {
       best = greedy(row, row.find_peak(allowed), cluster);
     } else {
-      row.draw_noise(sampler.noise);
       float largest;
       const Bounds bounds = row.find_bounds(sampler, allowed, largest);
-      best = sample(row, bounds, largest, sampler, cluster);
+      best = sample(row, bounds, largest, sampler, cluster, contenders);
     }
     const bool valid = is_valid(static_cast<uint32_t>(best.b));
     return valid ? static_cast<int32_t>(winner_token(best.a)) : -1;
@@ -65,23 +66,18 @@ __device__ int32_t own_token(RowSlice<Logit>& row, const Request& request, int32
 
   const Peak peak = row.find_peak(allowed);
   int32_t few;
-  const uint32_t largest_key = start_filters(row, peak, filters, few, cluster, candidates);
+  const uint32_t largest_key = start_filters(row, peak, request, few, cluster, candidates);
   if (!is_valid(largest_key)) return -1;
   sampler.largest = value_of(largest_key);
   if (few >= 0) {
-    uint64_t score = 0;
-    const Ranked mine = rank_candidates(
-        few, filters, sampler.largest, inverse_temperature, cluster, candidates.buffers, [&] {
-          if (threadIdx.x >= few) return;
-          const Candidate& candidate = candidates.buffers.all[threadIdx.x];
-          const uint32_t token = static_cast<uint32_t>(candidate.token);
-          score = winner_key(sampler.score(candidate.x, token), token);
-        });
-    const uint64_t best = cluster.over_block<Max>(mine.kept ? score : 0).a;
+    const Ranked mine = rank_candidates(few, filters, cluster, candidates.buffers);
+    const uint32_t own = static_cast<uint32_t>(mine.token);
+    const uint64_t score = mine.kept ? winner_key(sampler.score(mine.x, own), own) : 0;
+    const uint64_t best = cluster.over_block<Max>(score).a;
     return static_cast<int32_t>(winner_token(best));
   }
 
-  row.draw_noise(sampler.noise);
+  if (keeps_few(filters)) row.draw_noise(sampler.noise);  // there were too many after all
   sampler.least_weight = filters.least_weight();
   uint32_t low = kMinusInfinityKey + 1;
   if (filters.top_k > 0) low = top_k_cutoff(row, filters.top_k, largest_key, cluster);
@@ -92,7 +88,7 @@ __device__ int32_t own_token(RowSlice<Logit>& row, const Request& request, int32
   while (true) {
     float largest;
     const Bounds bounds = row.find_bounds(sampler, nullptr, largest);
-    const Pair best = sample(row, bounds, largest, sampler, cluster);
+    const Pair best = sample(row, bounds, largest, sampler, cluster, contenders);
     const int32_t token = static_cast<int32_t>(winner_token(best.a));
     if (best.a == 0) return -1;  // top_p is no number, and nothing lies in its nucleus
     if (filters.top_p == 1.0f) return token;
@@ -121,16 +117,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint16_t* noise = reinterpret_cast<uint16_t*>(
       shared + noise_offset<MatchBuffers, Logit>(in.vocab, cluster.size));
   Candidates candidates{buffers.candidates};
+  RowSlice<Logit> row(slice, noise, buffers.barriers, cluster, in.vocab);
+  start_cluster(buffers, cluster);
   const Request request(in, static_cast<int32_t>(blockIdx.x) / cluster.size);
   Path path(out, request, in.max_depth, cluster.rank == 0 && threadIdx.x == 0);
   if (request.num_nodes <= 0) {
     path.finish(-1, 0);
+    cluster.wait_for_start();
     return;
   }
   const int32_t* token_ids = in.token_ids + request.start;
   const int32_t* parents = all_parents + request.start;
-  RowSlice<Logit> row(slice, noise, buffers.barriers, cluster, in.vocab);
-  start_cluster(buffers, cluster);
   load_node(row, in, request, 0, candidates);
   if (request.num_nodes <= kTreeNodes) {
     for (int32_t i = threadIdx.x; i < request.num_nodes; i += kThreads) {
@@ -140,11 +137,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     token_ids = buffers.token_ids;
     parents = buffers.parents;
   }
-  cluster.wait_for_start();
 
   for (int32_t node = 0;;) {
+    draw_noise(row, request, path.depth, kTokenStream);
+    if (node == 0) cluster.wait_for_start();
     const uint8_t* allowed = bitmask_of(in, request, node);
-    const int32_t token = own_token(row, request, path.depth, allowed, cluster, candidates);
+    const int32_t token = own_token(row, request, path.depth, allowed, cluster, candidates,
+                                    buffers.contenders);
     const int32_t child =
         token < 0 ? -1 : find_child(token_ids, parents, request.num_nodes, node, token);
     if (child < 0) {

@@ -15,11 +15,35 @@ constexpr double kUnit = 1.0 / (1ull << kWeightBits);
 // Below it a residual mass is no normal float32, and is taken for 0.
 constexpr double kLeastMass = 1e-37;
 
+// Where a number lies that is cheaper to bound than to know.
+struct Interval {
+  double low, high;
+};
+
+// One draw of a node. Those of a node with many are not all kept at hand.
+struct Draw {
+  int32_t row, child, token;
+  bool replaced;
+  float coin;
+
+  Draw() = default;
+  __device__ Draw(const DrawInputs& draws, const int32_t* tree_tokens, int32_t draw, int32_t number,
+                  const NoiseKey& coins)
+      : row(draws.rows[draw]),
+        child(draws.children[draw]),
+        token(tree_tokens[child]),
+        replaced(draws.replacement[row]),
+        coin(uniform(static_cast<uint32_t>(number), coins)) {}
+};
+constexpr int32_t kDrawsAtHand = 64;
+
 struct RejectionBuffers : WalkBuffers {
+  Draw draws[kDrawsAtHand];
   int32_t entry_tokens[kMaxEntries];  // -1 at padding, and outside the vocabulary
+  int32_t entry_weights[kMaxEntries];  // 0 at padding
   int32_t first_entry[kMaxEntries];   // that has the same token
   float entry_logits[kMaxEntries];
-  double residual[kMaxEntries];  // at first entries
+  Interval residual[kMaxEntries];  // at first entries
   int32_t child;
 };
 
@@ -40,68 +64,123 @@ struct Target {
   uint32_t largest_key;
   int32_t largest_token;  // for greedy decoding alone
   float cutoff;           // least logit
-  double mass;            // 0 if the row is invalid
-  bool rough;             // the mass is but an upper bound, within 2 * kRoughError
+  Interval mass;          // 0 if the row is invalid
   int32_t few;            // candidates that hold all that is left, or -1
+
+  __device__ bool is_rough() const { return mass.low != mass.high; }
 };
 
+__device__ inline Interval exactly(double x) { return {x, x}; }
+__device__ inline Interval roughly(double x) { return {x * (1 - kRoughError), x * (1 + kRoughError)}; }
+
+// Followed by a barrier.
 template <typename Logit>
 __device__ void load_entries(const VerifyInputs& in, const DrawInputs& draws, const NodeDraws& here,
-                             const Logit* row, const uint8_t* allowed, RejectionBuffers& buffers) {
-  const int32_t* tokens = draws.token_ids + int64_t{here.first_row} * draws.support;
+                             const int32_t* tree_tokens, const NoiseKey& coins, const Logit* row,
+                             const uint8_t* allowed, RejectionBuffers& buffers) {
+  const int64_t offset = int64_t{here.first_row} * draws.support;
+  const int32_t* tokens = draws.token_ids + offset;
+  for (int32_t i = kThreads - 1 - static_cast<int32_t>(threadIdx.x);
+       i < min(here.last - here.first, kDrawsAtHand); i += kThreads) {
+    buffers.draws[i] = Draw(draws, tree_tokens, here.first + i, i, coins);
+  }
   for (int32_t e = threadIdx.x; e < here.num_entries; e += kThreads) {
     const int32_t token = tokens[e];
     const bool inside = token >= 0 && token < in.vocab;
     const bool may_be = inside && (allowed == nullptr || (allowed[token / 8] >> token % 8 & 1) != 0);
     buffers.entry_tokens[e] = inside ? token : -1;
+    buffers.entry_weights[e] = token >= 0 ? draws.weights[offset + e] : 0;
     buffers.entry_logits[e] = may_be ? to_float(row[token]) : -INFINITY;
   }
 }
 
+// Eight lanes an entry.
 __device__ inline void link_entries(int32_t num_entries, RejectionBuffers& buffers) {
-  for (int32_t e = threadIdx.x; e < num_entries; e += kThreads) {
-    int32_t first = 0;
-    while (buffers.entry_tokens[first] != buffers.entry_tokens[e]) ++first;
-    buffers.first_entry[e] = first;
+  constexpr int32_t kLanes = 8;
+  const int32_t lane = static_cast<int32_t>(threadIdx.x % kLanes);
+  for (int32_t base = 0; base < num_entries; base += kThreads / kLanes) {
+    const int32_t e = base + static_cast<int32_t>(threadIdx.x / kLanes);
+    int32_t first = e;
+    if (e < num_entries) {
+      const int32_t token = buffers.entry_tokens[e];
+#pragma unroll 4
+      for (int32_t other = lane; other < e; other += kLanes) {
+        if (buffers.entry_tokens[other] == token) first = min(first, other);
+      }
+    }
+#pragma unroll
+    for (int32_t step = 1; step < kLanes; step *= 2) {
+      first = min(first, __shfl_xor_sync(kAllLanes, first, step));
+    }
+    if (e < num_entries && lane == 0) buffers.first_entry[e] = first;
   }
+}
+
+// The target of a row without filters: its mass is summed as the row arrives.
+template <typename Logit>
+__device__ void weigh_all(const RowSlice<Logit>& row, float inverse_temperature,
+                          const uint8_t* allowed, Target& target, Cluster& cluster) {
+  const float scale = inverse_temperature * kLog2E;
+  float mass;
+  const Peak peak = row.find_peak(allowed, inverse_temperature, mass);
+  const uint64_t key = cluster.over_block<Max>(key_of(peak.value)).a;
+  const float unit = fmaxf(value_of(static_cast<uint32_t>(key)), kLowest);
+  mass *= exp2_of((fmaxf(peak.value, kLowest) - unit) * scale);
+  const Pair* blocks = cluster.gather({key, cluster.over_block<Sum>(fixed_point(mass)).a});
+  // A block a lane.
+  const int32_t lane = static_cast<int32_t>(threadIdx.x % 32);
+  const Pair block = lane < cluster.size ? blocks[lane] : Pair{0, 0};
+  target.largest_key = __reduce_max_sync(kAllLanes, static_cast<uint32_t>(block.a));
+  if (!is_valid(target.largest_key)) return;
+  const float largest = value_of(target.largest_key);
+  float sum = 0.0f;
+  if (lane < cluster.size) {
+    const float below = fmaxf(value_of(static_cast<uint32_t>(block.a)), kLowest) - largest;
+    sum = static_cast<float>(block.b) * exp2_of(below * scale);
+  }
+#pragma unroll
+  for (int32_t step = 1; step < 32; step *= 2) {
+    sum += __shfl_xor_sync(kAllLanes, sum, step);
+  }
+  target.mass = roughly(static_cast<double>(sum) * 0x1p-32);
 }
 
 template <typename Logit>
 __device__ Target filter_target(RowSlice<Logit>& row, const Request& request,
                                 const uint8_t* allowed, Cluster& cluster,
                                 Candidates& candidates) {
-  const Peak peak = row.find_peak(allowed);
   const float inverse_temperature = request.inverse_temperature;
   const Filters& filters = request.filters;
-  Target target{0, -1, kLowest, 0.0, false, -1};
+  Target target{0, -1, kLowest, exactly(0.0), -1};
+  if (inverse_temperature != 0.0f && !filters.any()) {
+    weigh_all(row, inverse_temperature, allowed, target, cluster);
+    return target;
+  }
+  const Peak peak = row.find_peak(allowed);
   if (inverse_temperature == 0.0f) {
     const Pair largest = greedy(row, peak, cluster);
     target.largest_key = static_cast<uint32_t>(largest.b);
     target.largest_token = static_cast<int32_t>(winner_token(largest.a));
-    target.mass = is_valid(target.largest_key) ? 1.0 : 0.0;
+    target.mass = exactly(is_valid(target.largest_key) ? 1.0 : 0.0);
     return target;
   }
 
-  target.largest_key = start_filters(row, peak, filters, target.few, cluster, candidates);
+  target.largest_key = start_filters(row, peak, request, target.few, cluster, candidates);
   if (!is_valid(target.largest_key)) return target;
   const float largest = value_of(target.largest_key);
   if (target.few >= 0) {
-    const Ranked mine = rank_candidates(target.few, filters, largest, inverse_temperature, cluster,
-                                        candidates.buffers, [] {});
-    const uint32_t key = mine.kept ? ~key_of(candidates.buffers.all[threadIdx.x].x) : 0;
+    const Ranked mine = rank_candidates(target.few, filters, cluster, candidates.buffers);
+    const uint32_t key = mine.kept ? ~key_of(mine.x) : 0;
     const Pair left = cluster.over_block<Max, Sum>(key, mine.kept ? mine.weight : 0);
     target.cutoff = value_of(~static_cast<uint32_t>(left.a));
-    target.mass = static_cast<double>(left.b) * kUnit;
+    target.mass = exactly(static_cast<double>(left.b) * kUnit);
     return target;
   }
-  if (filters.any()) {
-    target.cutoff = cutoff(row, filters, target.largest_key, inverse_temperature, cluster);
-  }
+  target.cutoff = cutoff(row, filters, target.largest_key, inverse_temperature, cluster);
   const float rough =
       row.rough_masses(largest, inverse_temperature, target.cutoff, largest).all;
   const double sum = static_cast<double>(cluster.over_cluster<Sum>(fixed_point(rough)).a);
-  target.mass = sum * 0x1p-32 * (1 + kRoughError);
-  target.rough = true;
+  target.mass = roughly(sum * 0x1p-32);
   return target;
 }
 
@@ -110,8 +189,7 @@ __device__ void weigh_exactly(const RowSlice<Logit>& row, float inverse_temperat
                               Cluster& cluster) {
   const float largest = value_of(target.largest_key);
   const uint64_t mine = row.masses(largest, inverse_temperature, target.cutoff, largest).a;
-  target.mass = static_cast<double>(cluster.over_cluster<Sum>(mine).a) * kUnit;
-  target.rough = false;
+  target.mass = exactly(static_cast<double>(cluster.over_cluster<Sum>(mine).a) * kUnit);
 }
 
 // The target's mass at each first entry. Between two barriers of the block.
@@ -130,40 +208,44 @@ __device__ inline void start_residual(const Target& target, float inverse_temper
         mass = static_cast<double>(scaled_exp(below)) * kUnit;
       }
     }
-    buffers.residual[e] = mass;
+    buffers.residual[e] = exactly(mass);
   }
 }
 
-// One warp tests the draws: the first accepted one's child or -1. It leaves the residual after the
-// rejections before it. If the mass is an upper bound only, it tests the first draw and leaves all
-// as it was: what that accepts, the mass itself would.
+constexpr int32_t kAllRejected = -1, kUndecided = -2;
+
+// One warp tests the draws: the first accepted one's child, or kAllRejected. It leaves the residual
+// after the rejections before it. A mass that is known roughly decides most; kUndecided if not.
 __device__ inline int32_t test_draws(const DrawInputs& draws, const NodeDraws& here,
                                      const int32_t* tree_tokens, const NoiseKey& coins,
-                                     double mass, bool rough, RejectionBuffers& buffers) {
-  const int32_t lane = static_cast<int32_t>(threadIdx.x);
-  int32_t first_of_row = here.first;
-  for (int32_t draw = here.first; draw < here.last; ++draw) {
-    const int32_t row = draws.rows[draw];
-    if (row != draws.rows[first_of_row]) first_of_row = draw;
-    const bool replaced = draws.replacement[row];
-    const int64_t offset = int64_t{row} * draws.support;
-    const int32_t* entries = buffers.first_entry + (row - here.first_row) * draws.support;
+                                     Interval mass, RejectionBuffers& buffers) {
+  const int32_t lane = static_cast<int32_t>(threadIdx.x), count = here.last - here.first;
+  const auto draw_at = [&](int32_t number) {
+    if (number < kDrawsAtHand) return buffers.draws[number];
+    return Draw(draws, tree_tokens, here.first + number, number, coins);
+  };
+  // For what is rounded otherwise than with the mass itself.
+  const double slack = mass.low != mass.high ? 1e-12 * mass.high : 0.0;
+  int32_t first_of_row = 0, row_before = -1;
+  for (int32_t number = 0; number < count; ++number) {
+    const Draw draw = draw_at(number);
+    if (draw.row != row_before) first_of_row = number;
+    row_before = draw.row;
+    const int32_t first_entry = (draw.row - here.first_row) * draws.support;
+    const int32_t* entries = buffers.first_entry + first_entry;
     // A column's weight, less what was drawn before without replacement.
     const auto weight_of = [&](int32_t column) {
-      const int32_t token = draws.token_ids[offset + column];
-      bool out = token < 0;
-      for (int32_t d = first_of_row; d < draw && !replaced; ++d) {
-        out |= tree_tokens[draws.children[d]] == token;
+      bool out = false;
+      for (int32_t d = first_of_row; d < number && !draw.replaced; ++d) {
+        out |= draw_at(d).token == buffers.entry_tokens[first_entry + column];
       }
-      return out ? 0 : draws.weights[offset + column];
+      return out ? 0 : buffers.entry_weights[first_entry + column];
     };
-    const int32_t candidate = draws.children[draw];
-    const int32_t token = tree_tokens[candidate];
     int32_t total = 0, token_weight = 0, token_entry = -1;
     for (int32_t column = lane; column < draws.support; column += 32) {
       const int32_t w = weight_of(column);
       total += w;
-      if (draws.token_ids[offset + column] == token) {
+      if (buffers.entry_tokens[first_entry + column] == draw.token) {
         token_weight = w;
         token_entry = entries[column];
       }
@@ -171,26 +253,33 @@ __device__ inline int32_t test_draws(const DrawInputs& draws, const NodeDraws& h
     total = max(__reduce_add_sync(kAllLanes, total), 1);
     token_weight = __reduce_max_sync(kAllLanes, token_weight);
     token_entry = __reduce_max_sync(kAllLanes, token_entry);
-    const double available = token_entry >= 0 ? buffers.residual[token_entry] : 0.0;
-    const double coin = uniform(static_cast<uint32_t>(draw - here.first), coins);
-    if (coin * (static_cast<double>(token_weight) / total) * mass < available) return candidate;
-    if (rough) return -1;
+    const Interval available = token_entry >= 0 ? buffers.residual[token_entry] : exactly(0.0);
+    const double threshold =
+        static_cast<double>(draw.coin) * (static_cast<double>(token_weight) / total);
+    if (threshold * mass.high < available.low) return draw.child;
+    if (threshold * mass.low < available.high) return kUndecided;
 
     __syncwarp();
-    double lost = 0.0;
+    Interval lost = exactly(0.0);
     for (int32_t column = lane; column < draws.support; column += 32) {
-      if (draws.token_ids[offset + column] < 0) continue;
-      double& residual = buffers.residual[entries[column]];
-      const double left = fmax(residual - static_cast<double>(weight_of(column)) / total * mass, 0.0);
-      lost += residual - left;
-      residual = left;
+      Interval& residual = buffers.residual[entries[column]];
+      const double share = static_cast<double>(weight_of(column)) / total;
+      const Interval before = residual;
+      lost.low += before.low - fmax(before.low - share * mass.low, 0.0);
+      lost.high += before.high - fmax(before.high - share * mass.high, 0.0);
+      residual.low = fmax(before.low - share * mass.high, 0.0);
+      residual.high = fmax(before.high - share * mass.low, 0.0);
     }
 #pragma unroll
-    for (int32_t step = 16; step > 0; step /= 2) lost += __shfl_xor_sync(kAllLanes, lost, step);
-    mass = fmax(mass - lost, 0.0);  // rounding alone can leave less than nothing
+    for (int32_t step = 16; step > 0; step /= 2) {
+      lost.low += __shfl_xor_sync(kAllLanes, lost.low, step);
+      lost.high += __shfl_xor_sync(kAllLanes, lost.high, step);
+    }
+    // Rounding alone can leave less than nothing.
+    mass = {fmax(mass.low - lost.high - slack, 0.0), fmax(mass.high - lost.low + slack, 0.0)};
     __syncwarp();
   }
-  return -1;
+  return kAllRejected;
 }
 
 // What test_draws() says, to all threads.
@@ -199,15 +288,34 @@ __device__ inline int32_t tested(const DrawInputs& draws, const NodeDraws& here,
                                  const Target& target, RejectionBuffers& buffers) {
   if (threadIdx.x < 32) {
     const NoiseKey coins = request.noise(depth, kCoinStream);
-    const int32_t child =
-        test_draws(draws, here, tree_tokens, coins, target.mass, target.rough, buffers);
+    const int32_t child = test_draws(draws, here, tree_tokens, coins, target.mass, buffers);
     if (threadIdx.x == 0) buffers.child = child;
   }
   __syncthreads();
   return buffers.child;
 }
 
-// The recovered token, or the bonus token if nothing was rejected.
+// The score of an entry, given the residual's mass there; -inf if that is none.
+__device__ inline float residual_score(double mass, float noise) {
+  return mass > kLeastMass ? __fadd_rn(natural_log(static_cast<float>(mass)), noise) : -INFINITY;
+}
+
+// Whether an entry but the winner itself might do better, for all that is known of the residual.
+__device__ inline bool is_in_doubt(uint64_t winner, const NoiseKey& noise, int32_t num_entries,
+                                   const RejectionBuffers& buffers) {
+  constexpr float kMargin = 1e-4f;  // a hundred times the rounding of a logarithm
+  const float score = value_of(static_cast<uint32_t>(winner >> 32));
+  bool doubt = winner == 0;
+  for (int32_t e = threadIdx.x; e < num_entries; e += kThreads) {
+    const uint32_t token = static_cast<uint32_t>(buffers.entry_tokens[e]);
+    const float most = residual_score(buffers.residual[e].high, gumbel(token, noise));
+    doubt |= token != winner_token(winner) && most + kMargin >= score;
+  }
+  return __syncthreads_or(doubt) != 0;
+}
+
+// The recovered token, or the bonus token if nothing was rejected; -1 if the mass, known roughly, does
+// not decide it.
 template <typename Logit>
 __device__ int32_t sample_residual(RowSlice<Logit>& row, const Request& request,
                                    const Target& target, const NoiseKey& noise, int32_t num_entries,
@@ -217,17 +325,16 @@ __device__ int32_t sample_residual(RowSlice<Logit>& row, const Request& request,
   const Sampler sampler{noise, request.inverse_temperature, largest, target.cutoff, largest, 0.0};
   uint64_t best = 0;
   for (int32_t e = threadIdx.x; e < num_entries; e += kThreads) {
-    if (buffers.residual[e] <= kLeastMass) continue;
+    const double least = buffers.residual[e].low;
+    if (least <= kLeastMass) continue;
     const uint32_t token = static_cast<uint32_t>(buffers.entry_tokens[e]);
-    const float score =
-        __fadd_rn(natural_log(static_cast<float>(buffers.residual[e])), gumbel(token, noise));
-    best = Max::combine(best, winner_key(score, token));
+    best = Max::combine(best, winner_key(residual_score(least, gumbel(token, noise)), token));
   }
 
   if (target.few >= 0) {
     uint64_t mine = 0;
     if (threadIdx.x < target.few) {
-      const Candidate& candidate = buffers.candidates.all[threadIdx.x];
+      const WeighedCandidate& candidate = buffers.candidates.all[threadIdx.x];
       const uint32_t token = static_cast<uint32_t>(candidate.token);
       if (candidate.x >= target.cutoff) mine = winner_key(sampler.score(candidate.x, token), token);
       bool outside = true;
@@ -249,15 +356,19 @@ __device__ int32_t sample_residual(RowSlice<Logit>& row, const Request& request,
     }
     __syncthreads();
   };
+  row.draw_noise(noise);
   put_back(false);
   best = cluster.over_block<Max>(best).a;
-  row.draw_noise(noise);
   const auto best_of_row = [&]() {
     float largest_left;
     const Bounds bounds = row.find_bounds(sampler, nullptr, largest_left);
-    return sample(row, bounds, largest_left, sampler, cluster).a;
+    return sample(row, bounds, largest_left, sampler, cluster, buffers.contenders).a;
   };
   best = Max::combine(best, best_of_row());
+  if (target.is_rough() && is_in_doubt(best, noise, num_entries, buffers)) {
+    put_back(true);
+    return -1;
+  }
   if (best == 0) {
     put_back(true);
     best = best_of_row();
@@ -280,43 +391,58 @@ __global__ void __launch_bounds__(kThreads, 1)
   Candidates candidates{buffers.candidates};
   uint16_t* noise = reinterpret_cast<uint16_t*>(
       shared + noise_offset<RejectionBuffers, Logit>(in.vocab, cluster.size));
+  RowSlice<Logit> row(slice, noise, buffers.barriers, cluster, in.vocab);
+  start_cluster(buffers, cluster);
   const Request request(in, static_cast<int32_t>(blockIdx.x) / cluster.size);
   Path path(out, request, in.max_depth, cluster.rank == 0 && threadIdx.x == 0);
   if (request.num_nodes <= 0) {
     path.finish(-1, 0);
+    cluster.wait_for_start();
     return;
   }
   const int32_t* tree_tokens = in.token_ids + request.start;
-  RowSlice<Logit> row(slice, noise, buffers.barriers, cluster, in.vocab);
-  start_cluster(buffers, cluster);
+  NodeDraws here(draws, request.start);
   load_node(row, in, request, 0, candidates);
   cluster.wait_for_start();
 
   for (int32_t node = 0;;) {
-    const NodeDraws here(draws, int64_t{request.start} + node);
     const uint8_t* allowed = bitmask_of(in, request, node);
-    load_entries(in, draws, here, row_of<Logit>(in, request, node), allowed, buffers);
+    load_entries(in, draws, here, tree_tokens, request.noise(path.depth, kCoinStream),
+                 row_of<Logit>(in, request, node), allowed, buffers);
+    __syncthreads();
+    link_entries(here.num_entries, buffers);
     Target target = filter_target(row, request, allowed, cluster, candidates);
-    if (target.mass == 0.0) {
+    if (target.mass.high == 0.0) {
       path.finish(-1, 1);
       return;
     }
-    link_entries(here.num_entries, buffers);
-    __syncthreads();
-    start_residual(target, request.inverse_temperature, here.num_entries, buffers);
-    __syncthreads();
-    int32_t child = tested(draws, here, tree_tokens, request, path.depth, target, buffers);
-    if (child < 0 && target.rough) {
+    const auto test = [&] {
+      __syncthreads();
+      start_residual(target, request.inverse_temperature, here.num_entries, buffers);
+      __syncthreads();
+      return tested(draws, here, tree_tokens, request, path.depth, target, buffers);
+    };
+    int32_t child = test();
+    if (child == kUndecided) {
       weigh_exactly(row, request.inverse_temperature, target, cluster);
-      child = tested(draws, here, tree_tokens, request, path.depth, target, buffers);
+      child = test();
     }
     if (child < 0) {
-      const NoiseKey residual_noise = request.noise(path.depth, kResidualStream);
-      path.finish(
-          sample_residual(row, request, target, residual_noise, here.num_entries, cluster, buffers),
-          0);
+      const NoiseKey noise = request.noise(path.depth, kResidualStream);
+      const auto recover = [&] {
+        return sample_residual(row, request, target, noise, here.num_entries, cluster, buffers);
+      };
+      int32_t token = recover();
+      if (token < 0) {
+        weigh_exactly(row, request.inverse_temperature, target, cluster);
+        test();
+        token = recover();
+      }
+      path.finish(token, 0);
       return;
     }
+    // Before the row, behind which it would wait for long.
+    here = NodeDraws(draws, int64_t{request.start} + child);
     load_node(row, in, request, child, candidates);
     path.accept(child, tree_tokens[child]);
     node = child;

@@ -9,10 +9,19 @@
 
 namespace wanspec {
 
+constexpr int32_t kMaxContenders = 512;
+
+// Vectors of a block whose scores may win.
+struct Contenders {
+  int32_t count;
+  int32_t vecs[kMaxContenders];
+};
+
 struct WalkBuffers {
-  uint64_t barriers[kStages];
+  uint64_t barriers[kMaxStages];
   ClusterBuffers cluster;
   CandidateBuffers candidates;
+  Contenders contenders;
 };
 
 // Shared memory of a kernel: its buffers, then the slice, then its noise.
@@ -23,13 +32,12 @@ __host__ __device__ constexpr size_t slice_offset() {
 
 template <typename Buffers, typename Logit>
 __host__ __device__ size_t noise_offset(int32_t vocab, int32_t cluster) {
-  const size_t tokens = static_cast<size_t>(chunks_of_block(vocab, cluster)) * kChunk;
-  return slice_offset<Buffers>() + tokens * sizeof(Logit);
+  return slice_offset<Buffers>() + tokens_of_block(vocab, cluster) * sizeof(Logit);
 }
 
 template <typename Buffers, typename Logit>
 __host__ __device__ size_t shared_bytes(int32_t vocab, int32_t cluster) {
-  const size_t vecs = static_cast<size_t>(chunks_of_block(vocab, cluster)) * kChunkVecs;
+  const size_t vecs = tokens_of_block(vocab, cluster) / kVec;
   return noise_offset<Buffers, Logit>(vocab, cluster) + vecs * sizeof(uint16_t);
 }
 
@@ -38,6 +46,7 @@ __device__ inline void start_cluster(WalkBuffers& buffers, const Cluster& cluste
   if (threadIdx.x == 0) {
     Mailbox::init(&buffers.candidates.arrived);
     Mailbox::init(&buffers.candidates.peaks_arrived);
+    buffers.contenders.count = 0;
   }
   cluster.announce();
 }
@@ -93,40 +102,66 @@ __device__ inline bool is_valid(uint32_t largest_key) {
   return largest_key > kMinusInfinityKey && largest_key < kInfinityKey;
 }
 
-// Each group of eight lanes takes the vector of one of them, the one with the highest bound, off its
-// list: -1 if none has one from `limit` on.
-__device__ inline int32_t take_vector(Bounds& bounds, float limit) {
+// The vector with the highest bound among those of eight lanes, to all of them; its owner forgets it.
+__device__ inline int32_t take_vector(Bounds& bounds) {
   const int32_t lane = static_cast<int32_t>(threadIdx.x % 32);
-  const bool has = bounds.vec >= 0 && bounds.most >= limit;
-  float highest = has ? bounds.most : -INFINITY;
+  float highest = bounds.most;
 #pragma unroll
   for (int32_t step = 1; step < kVec; step *= 2) {
     highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, step));
   }
-  const unsigned found = __ballot_sync(kAllLanes, has && bounds.most == highest);
+  const bool is_it = bounds.vec >= 0 && bounds.most == highest;
+  const unsigned found = __ballot_sync(kAllLanes, is_it);
   const int32_t first = lane / kVec * kVec;
   const int32_t leader = __ffs(static_cast<int>(found >> first & 0xFF)) - 1 + first;
   const int32_t vec = __shfl_sync(kAllLanes, bounds.vec, max(leader, 0));
   __syncwarp();  // its owner may have written it with ordinary stores
-  if (lane == leader) bounds.vec = -1;
+  if (lane == leader) bounds.most = -INFINITY;
   return leader < first ? -1 : vec;
+}
+
+// The best score in all vectors that may reach `limit`. `has_some`: this thread may own such. Every
+// thread of the block takes part.
+template <typename Logit>
+__device__ uint64_t best_of_contenders(const RowSlice<Logit>& row, const Sampler& sampler,
+                                       float limit, bool has_some, Contenders& contenders) {
+  if (has_some) {
+    row.for_each_that_may_reach(sampler, limit, [&](int32_t v) {
+      const int32_t slot = atomicAdd(&contenders.count, 1);
+      if (slot < kMaxContenders) contenders.vecs[slot] = v;
+    });
+  }
+  __syncthreads();
+  const bool are_listed = contenders.count <= kMaxContenders;
+  const int32_t count = are_listed ? contenders.count : row.num_vecs();
+  uint64_t best = 0;
+  for (int32_t i = static_cast<int32_t>(threadIdx.x) / kVec; i < count; i += kThreads / kVec) {
+    best = Max::combine(best, row.score_of_lane(sampler, are_listed ? contenders.vecs[i] : i));
+  }
+  return best;
 }
 
 // The winner among all tokens of the row that `sampler` keeps, 0 if there is none, and the largest of
 // the threads' largest logits as a key. Every block takes part.
 template <typename Logit>
 __device__ Pair sample(const RowSlice<Logit>& row, Bounds bounds, float largest_logit,
-                       const Sampler& sampler, Cluster& cluster) {
-  float limit = -INFINITY;
-  uint64_t best = row.best_score_of_groups(sampler, take_vector(bounds, limit), limit);
-  const uint64_t reached = cluster.over_block<Max>(best).a;
-  if (reached != 0) limit = fmaxf(limit, value_of(static_cast<uint32_t>(reached >> 32)));
-  while (__any_sync(kAllLanes, bounds.vec >= 0 && bounds.most >= limit)) {
-    const int32_t vec = take_vector(bounds, limit);
-    best = Max::combine(best, row.best_score_of_groups(sampler, vec, limit));
+                       const Sampler& sampler, Cluster& cluster, Contenders& contenders) {
+  // A vector of every eight lanes first. Mostly no other can hold a better score, and all that is left
+  // is to know that.
+  uint64_t best = row.score_of_lane(sampler, take_vector(bounds));
+  const float unseen = fmaxf(bounds.most, bounds.second);
+  const uint64_t keys = uint64_t{key_of(largest_logit)} << 32 | key_of(unseen);
+  const Pair found = cluster.over_cluster<Max, MaxOfHalves>(best, keys);
+  const uint64_t largest_key = found.b >> 32;
+  const uint32_t reached = static_cast<uint32_t>(found.a >> 32);
+  if (reached > static_cast<uint32_t>(found.b) || !is_valid(static_cast<uint32_t>(largest_key))) {
+    return {found.a, largest_key};
   }
-  if (bounds.second >= limit) best = Max::combine(best, row.best_score(sampler, limit));
-  return cluster.over_cluster<Max, Max>(best, key_of(largest_logit));
+  const float limit = reached != 0 ? value_of(reached) : -INFINITY;
+  best = best_of_contenders(row, sampler, limit, unseen >= limit, contenders);
+  best = cluster.over_cluster<Max>(Max::combine(best, found.a)).a;
+  if (threadIdx.x == 0) contenders.count = 0;
+  return {best, largest_key};
 }
 
 // The largest logit and its lowest token, 0 if there is none, and the largest of the threads' peak
@@ -141,8 +176,9 @@ __device__ Pair greedy(const RowSlice<Logit>& row, const Peak& peak, Cluster& cl
 // else, or if there are too many candidates, or the row is invalid, -1.
 template <typename Logit>
 __device__ uint32_t start_filters(const RowSlice<Logit>& row, const Peak& peak,
-                                  const Filters& filters, int32_t& few, Cluster& cluster,
+                                  const Request& request, int32_t& few, const Cluster& cluster,
                                   Candidates& candidates) {
+  const Filters& filters = request.filters;
   uint32_t peaks[kPeaks / 32];
   exchange_peaks(key_of(peak.value), cluster, candidates, peaks);
   uint32_t largest_key = 0;
@@ -154,7 +190,8 @@ __device__ uint32_t start_filters(const RowSlice<Logit>& row, const Peak& peak,
     // Peaks are different logits, so as many logits are at least as large.
     const uint32_t floor_key = key_reached_by(filters.top_k, peaks, Vec8<Logit>::kKeyShift);
     const float floor = floor_key <= kMinusInfinityKey ? kLowest : value_of(floor_key);
-    few = collect_candidates(row, floor, cluster, candidates);
+    few = collect_candidates(row, floor, value_of(largest_key), request.inverse_temperature, cluster,
+                             candidates);
   }
   return largest_key;
 }
@@ -163,8 +200,16 @@ __device__ uint32_t start_filters(const RowSlice<Logit>& row, const Peak& peak,
 template <typename Logit>
 __device__ void load_node(RowSlice<Logit>& row, const VerifyInputs& in, const Request& request,
                           int32_t node, Candidates& candidates) {
-  if (threadIdx.x == 0) candidates.buffers.found = 0;
-  row.load(row_of<Logit>(in, request, node));
+  if (threadIdx.x == 0) candidates.buffers.found = candidates.buffers.count = 0;
+  row.load(row_of<Logit>(in, request, node), in.token_bitmask != nullptr);
+}
+
+// Noise of the whole row, if it may be needed: its place is while the row is loaded.
+template <typename Logit>
+__device__ void draw_noise(const RowSlice<Logit>& row, const Request& request, int32_t depth,
+                           Stream stream) {
+  if (request.inverse_temperature == 0.0f || keeps_few(request.filters)) return;
+  row.draw_noise(request.noise(depth, stream));
 }
 
 // Records the path of one request; one thread of the cluster does.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.verify.cases import HAS_CUDA_KERNELS, Case, assert_same, random_case
 from wanspec_kernels.sampling import SamplingParams
-from wanspec_kernels.tree import DraftTree
+from wanspec_kernels.tree import DraftTree, Expansion
 from wanspec_kernels.verify import Draws, VerifyResult, operators, verify_tree
 
 pytestmark = [
@@ -138,6 +138,48 @@ def test_rows_at_any_address(rule: str) -> None:
         view.copy_(logits)
         assert_same(run((tree, view, *rest), draft, None, 4), expected)  # type: ignore[arg-type]
         view.fill_(torch.nan)
+
+
+def test_more_draws_than_are_kept_at_hand() -> None:
+    """A hundred draws at the root; the target likes the last, which the draft does not."""
+    case = random_case(5, 3000, batch=4)
+    names = tuple(range(100))
+    nodes = [(list(names), [0] * 100) for _ in case.trees]
+    case.trees = [([0, *tokens], [-1, *parents]) for tokens, parents in nodes]
+    weights = (1000,) * 80 + (1,) * 20
+    case.expansions = [[Expansion(0, tuple(range(1, 101)), names, weights)] for _ in nodes]
+    case.replacement = [False, True, False, True]
+    generator = torch.Generator().manual_seed(6)
+    case.logits = torch.randn(4 * 101, 3000, generator=generator)
+    case.logits[:, 80:100] += 7.0
+    defaults = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0}
+    for seed in range(5):
+        case.options = [{**defaults, "seed": 10 * seed + b} for b in range(4)]
+        assert_all_clusters_agree(case, "rejection")
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_what_cancels_in_the_residual(temperature: float) -> None:
+    """The draft is the target but for unlikely tokens, and draws these alone.
+
+    What is left hangs on the mass to the last bit."""
+    case = random_case(8, 5000, batch=6)
+    case.trees = [([0, 1, 2, 3], [-1, 0, 0, 0])] * 6
+    generator = torch.Generator().manual_seed(9)
+    case.logits = torch.randn(24, 5000, generator=generator)
+    case.logits[:, 20:30] += 8.0
+    case.logits[:, 1:4] = -9.0
+    defaults = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": temperature}
+    case.expansions = []
+    for row in case.logits[::4]:
+        top = (row / temperature).softmax(0).topk(30)
+        ids = [1, 2, 3, *top.indices.tolist()]
+        weights = [20_000] * 3 + [max(1, round(40_000 * p)) for p in top.values.tolist()]
+        case.expansions.append([Expansion(0, (1, 2, 3), tuple(ids), tuple(weights))])
+    case.replacement = [False] * 6
+    for seed in range(8):
+        case.options = [{**defaults, "seed": 10 * seed + b} for b in range(6)]
+        assert_all_clusters_agree(case, "rejection", (1, 4))
 
 
 @pytest.mark.parametrize("rule", RULES)
