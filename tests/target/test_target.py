@@ -60,6 +60,7 @@ SUPPORTED = {
     "granite, scaled": ("Granite", {"attention_multiplier": 0.1, "logits_scaling": 2.0}),
     "nemotron, keeps arguments from its attention": ("Nemotron", {}),
     "mixtral": ("Mixtral", {"sliding_window": None, "num_local_experts": 4}),
+    "llama, with a stray window": ("Llama", {"sliding_window": 8}),
     "mistral, sliding": ("Mistral", {"sliding_window": 11}),
     "phi3, sliding": ("Phi3", {"sliding_window": 5}),
     "qwen2, some layers sliding": (
@@ -244,6 +245,13 @@ def test_a_window_no_text_outgrows_is_none(monkeypatch: pytest.MonkeyPatch) -> N
     for max_length in (64, 65):
         Target(model, num_pages=5, max_length=max_length).prefill(0, [1, 2])
     assert windows == [None, 64]
+
+
+def test_a_model_with_a_mask_of_its_own() -> None:
+    config = make_config("Doge", hidden_size=96)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="wanspec_tree")
+    with pytest.raises(UnsupportedModelError, match="DogeAttention: expected no attention_mask"):
+        Target(model, num_pages=5).prefill(0, [1, 2])
 
 
 def test_a_model_that_contradicts_its_configuration() -> None:

@@ -101,6 +101,10 @@ def attend(
     if tree_pass is None:
         raise RuntimeError("expected a pass of Target.logits; this model has no other attention")
     name = type(module).__name__
+    if attention_mask is not None:
+        raise UnsupportedModelError(
+            f"{name}: expected no attention_mask, got one of the model's own"
+        )
     if kwargs.get("position_bias") is not None:
         raise UnsupportedModelError(f"{name}: a position_bias; expected rotary positions alone")
     if s_aux is None and getattr(module, "sinks", None) is not None:

@@ -1,5 +1,7 @@
 """Which models tree attention can stand in for: rotary positions, causal softmax."""
 
+from inspect import signature
+
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -37,7 +39,9 @@ def _unsupported_feature(model: nn.Module, config: PretrainedConfig, max_length:
 
 def layer_windows(config: PretrainedConfig) -> list[int | None]:
     """The sliding window of each layer, None where it sees everything."""
-    window: int | None = getattr(config, "sliding_window", None)
+    # A stray entry of a config.json becomes an attribute, which the model knows nothing of.
+    known = "sliding_window" in signature(type(config)).parameters
+    window: int | None = config.sliding_window if known else None
     kinds = getattr(config, "layer_types", None)
     if kinds is None:  # a configuration without layer types applies its window everywhere
         return [window] * config.num_hidden_layers
