@@ -66,6 +66,10 @@ class TreePass:
             sinks=scoring.sinks,
         )
 
+    def outgrown(self, window: int | None) -> int | None:
+        """`window`, or None if no text outgrows it."""
+        return None if window is None or window >= self.max_length else window
+
     def _plan(self, window: int | None) -> list[TreePlan]:
         """Layers of one window share a plan."""
         if window not in self._plans:
@@ -111,15 +115,14 @@ def attend(
         raise UnsupportedModelError(f"{name}: expected its sinks as s_aux, got None")
     layer = module.layer_idx
     assert isinstance(layer, int)
-    window = tree_pass.windows[layer]
-    # The configuration says what mask transformers would build; not all models say it here.
-    if kwargs.get("sliding_window", window) != window:
+    window = tree_pass.outgrown(tree_pass.windows[layer])
+    given = kwargs.get("sliding_window")
+    assert given is None or isinstance(given, int)
+    if tree_pass.outgrown(given) != window:
         raise UnsupportedModelError(
             f"{name}, layer {layer}: expected a sliding window of {window}, as the configuration "
-            f"says, got {kwargs['sliding_window']}"
+            f"says, got {given}"
         )
-    if window is not None and window >= tree_pass.max_length:
-        window = None
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     scale = query.shape[2] ** -0.5 if scaling is None else scaling
     scoring = Scoring(scale, window, softcap, s_aux)
