@@ -9,11 +9,28 @@ from wanspec_kernels.attention import tree_attention
 GPU_SHAPES = [(1, 64, 2048), (1, 64, 32_768), (8, 64, 8192), (64, 16, 4096)]
 CPU_SHAPES = [(1, 32, 512)]
 HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 32, 8, 128, 16
+OPTIONS = {
+    "window": {"window": 128},  # as gpt-oss has it
+    "softcap": {"softcap": 50.0},
+    "sinks": {"sinks": torch.zeros(HEADS)},
+    "float8": {"k_scale": torch.full((KV_HEADS,), 0.02), "v_scale": torch.full((KV_HEADS,), 0.02)},
+}
 
 
 @pytest.mark.parametrize("backend", ["triton", "sdpa"])
 @pytest.mark.parametrize(("batch", "num_nodes", "context"), shapes(CPU_SHAPES, GPU_SHAPES))
 def test_tree_attention(timed, device, batch, num_nodes, context, backend):
+    _check_and_time(timed, device, batch, num_nodes, context, backend)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(("batch", "num_nodes", "context"), shapes(CPU_SHAPES, GPU_SHAPES[1:3]))
+def test_option(timed, device, batch, num_nodes, context, option):
+    backend = "triton" if device.type == "cuda" else "sdpa"
+    _check_and_time(timed, device, batch, num_nodes, context, backend, OPTIONS[option])
+
+
+def _check_and_time(timed, device, batch, num_nodes, context, backend, options=None):
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     tree = random_trees(batch, num_nodes, 4096, device)
     pages_each = -(-(context + num_nodes) // PAGE_SIZE)
@@ -23,10 +40,17 @@ def test_tree_attention(timed, device, batch, num_nodes, context, backend):
     query = torch.randn(batch * num_nodes, HEADS, HEAD_DIM, device=device, dtype=dtype)
     page_table = torch.randperm(batch * pages_each, device=device).int().view(batch, pages_each)
     context_lens = torch.full((batch,), context, dtype=torch.int32, device=device)
+    options = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in (options or {}).items()
+    }
+    if "k_scale" in options:
+        k_pages = (k_pages / options["k_scale"][0]).to(torch.float8_e4m3fn)
+        v_pages = (v_pages / options["v_scale"][0]).to(torch.float8_e4m3fn)
 
     def run(backend):
         return tree_attention(
-            query, k_pages, v_pages, page_table, context_lens, tree, backend=backend
+            query, k_pages, v_pages, page_table, context_lens, tree, backend=backend, **options
         )
 
     backend_or_skip(run, backend)

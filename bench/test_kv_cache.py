@@ -1,4 +1,4 @@
-"""Writing a tree's entries into pages, and moving the accepted ones into place."""
+"""Writing a tree's entries into pages, moving the accepted ones into place, sharing pages."""
 
 import random
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bench.conftest import backend_or_skip, random_trees, shapes
-from wanspec_kernels.kv_cache import compact, write
+from wanspec_kernels.kv_cache import PagedKVCache, compact, write
+from wanspec_kernels.kv_cache.pages import PageAllocator
 
 GPU_SHAPES = [(1, 64, 2048), (8, 64, 8192), (64, 16, 4096)]  # trees, nodes, context
 CPU_SHAPES = [(1, 64, 256), (8, 64, 256)]
@@ -47,6 +48,49 @@ def test_compact(timed, device, batch, num_nodes, context, backend):
     backend_or_skip(run, backend)
     _same_as_the_reference(run, pages, backend)
     timed(lambda: run(backend))
+
+
+@pytest.mark.parametrize("length", [4096, 4097], ids=["whole pages", "and a copy"])
+def test_fork(timed, device, length):
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    cache = PagedKVCache(LAYERS, 300, PAGE_SIZE, KV_HEADS, HEAD_DIM, dtype, device)
+    cache.reserve(0, length)
+    cache.k_pages.normal_()
+
+    def fork():
+        cache.fork(0, 1, length)
+
+    fork()
+    pages = cache.page_table([0, 1]).long()
+    last, rows = (length - 1) // PAGE_SIZE, (length - 1) % PAGE_SIZE + 1
+    ours, theirs = (cache.k_pages[:, page, :rows] for page in pages[:, last])
+    assert torch.equal(ours, theirs)
+    cache.free(1)
+
+    def fork_and_free():
+        fork()
+        cache.free(1)
+
+    timed(fork_and_free)
+
+
+def test_bookkeeping(timed):
+    """Of 64 requests that share 2,048 slots, grow by 20 slots at a time to 4,096, and end."""
+    pages = PageAllocator(64 * 256, PAGE_SIZE)
+    pages.reserve(-1, 2048)
+
+    def serve():
+        for request in range(64):
+            pages.fork(-1, request, 2048)
+        for length in range(2048, 4097, 20):
+            for request in range(64):
+                pages.reserve(request, length)
+        for request in range(64):
+            pages.free(request)
+
+    serve()
+    assert pages.num_free == 64 * 256 - 2048 // PAGE_SIZE
+    timed(serve)
 
 
 def _pages(layers, batch, num_nodes, context, device):

@@ -13,7 +13,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def compile_for_gpus(
-    kernel: Any, signature: dict[str, str], constexprs: dict[str, Any], **options: Any
+    kernel: Any,
+    signature: dict[str, str],
+    constexprs: dict[str, Any],
+    architectures: tuple[int, ...] = ARCHITECTURES,
+    **options: Any,
 ) -> None:
     """Compile a `triton.jit` function; `signature` types its other arguments, say ``"*fp32"``.
 
@@ -25,7 +29,7 @@ def compile_for_gpus(
     from triton.compiler import ASTSource
 
     names = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
-    for architecture in ARCHITECTURES:
+    for architecture in architectures:
         source = ASTSource(kernel, names, constexprs=constexprs)
         triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 

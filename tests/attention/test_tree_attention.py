@@ -1,102 +1,20 @@
-"""Kernels and the CPU's path against the float64 oracle, and that against single softmaxes."""
-
-import math
-import random
-from collections.abc import Iterator
+"""Kernels and the CPU's path against the float64 oracle."""
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.paged_trees import Paged, random_pages, random_trees, to_device
-from wanspec_kernels.attention import launch, tree_attention
+from tests.attention.examples import (
+    INTERPRETED,
+    assert_near,
+    attention,
+    example,
+    launch_arguments,
+)
+from tests.paged_trees import Paged, to_device
+from wanspec_kernels.attention import tree_attention
+from wanspec_kernels.attention.arguments import Scoring
 from wanspec_kernels.attention.launch import Launch, launch_tree_attention
 from wanspec_kernels.tree import DraftTree
-
-GUARD = 128
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-INTERPRETED = (torch.float32, torch.float16)
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What the kernels write to, and their partial results, begin as NaN between guards of NaN."""
-    buffers: list[Tensor] = []
-
-    def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        size = math.prod(shape)
-        buffer = torch.full((size + 2 * GUARD,), torch.nan, dtype=dtype, device=device)
-        buffers.append(buffer)
-        return buffer[GUARD : GUARD + size].view(shape)
-
-    monkeypatch.setattr(launch, "_allocate", allocate)
-    yield
-    for buffer in buffers:
-        assert buffer[:GUARD].isnan().all(), "written before an output"
-        assert buffer[-GUARD:].isnan().all(), "written past an output"
-
-
-def example(
-    context_lens: list[int],
-    sizes: list[int],
-    *,
-    page_size: int = 16,
-    kv_heads: int = 2,
-    group: int = 3,
-    dim: int = 16,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> tuple[Tensor, Paged, DraftTree]:
-    tree = random_trees(sizes, random.Random(seed))
-    paged = random_pages(
-        context_lens, sizes, page_size=page_size, kv_heads=kv_heads, dim=dim, dtype=dtype, seed=seed
-    )
-    generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(sum(sizes), kv_heads * group, dim, generator=generator).to(dtype)
-    return query, paged, tree
-
-
-def attention(
-    query: Tensor, paged: Paged, tree: DraftTree, backend: str, device: str = "cpu"
-) -> Tensor:
-    k_pages, v_pages, page_table, context_lens = paged.tensors(device)
-    return tree_attention(
-        query.to(device),
-        k_pages,
-        v_pages,
-        page_table,
-        context_lens,
-        to_device(tree, device),
-        backend=backend,
-    ).cpu()
-
-
-def assert_near(actual: Tensor, expected: Tensor) -> None:
-    tolerance = TOLERANCE[actual.dtype]
-    torch.testing.assert_close(actual.float(), expected.float(), rtol=tolerance, atol=tolerance)
-
-
-def test_oracle_is_a_softmax_over_the_path() -> None:
-    """Node by node, from sets of ancestors and the page table, without ancestor bits."""
-    query, paged, tree = example([5, 0, 17], [9, 4, 1])
-    actual = attention(query, paged, tree, "reference")
-    page_size = paged.k_pages.shape[1]
-    for b in range(tree.batch):
-        first, context_len = int(tree.indptr[b]), int(paged.context_lens[b])
-        for i in range(int(tree.indptr[b + 1]) - first):
-            slots = list(range(context_len))
-            node = i
-            while node >= 0:
-                slots.append(context_len + node)
-                node = int(tree.parents[first + node])
-            places = [(paged.page_table[b, s // page_size], s % page_size) for s in slots]
-            for head in range(query.shape[1]):
-                keys = torch.stack([paged.k_pages[p, r, head // 3] for p, r in places]).double()
-                values = torch.stack([paged.v_pages[p, r, head // 3] for p, r in places]).double()
-                weights = torch.softmax(keys @ query[first + i, head].double() / 4.0, 0)
-                expected = (weights @ values).float()
-                torch.testing.assert_close(actual[first + i, head], expected, rtol=0, atol=1e-6)
-
 
 CASES = {
     "contexts around a page": {
@@ -152,14 +70,9 @@ def test_any_split_of_the_context(
     """Splits without a slot of a short context included."""
     query, paged, tree = example([130, 0, 16, 15], [9, 2, 1, 20])
     expected = attention(query, paged, tree, "reference")
-    on_device = to_device(tree, device)
     actual = launch_tree_attention(
-        query.to(device),
-        *paged.tensors(device),
-        on_device.indptr,
-        on_device.ancestor_bits,
-        tree.max_nodes,
-        query.shape[2] ** -0.5,
+        *launch_arguments(query, paged, tree, device),
+        Scoring(query.shape[2] ** -0.5),
         Launch(block_rows, block_slots, num_splits, num_warps=4, num_stages=2),
     )
     assert_near(actual.cpu(), expected)
@@ -264,21 +177,6 @@ def test_errors_say_what_was_expected(change: dict[str, object], message: str) -
     }
     with pytest.raises(ValueError, match=message):
         tree_attention(**(good | change))
-
-
-@pytest.mark.parametrize("backend", ["triton", "sdpa"])
-def test_operator_keeps_its_promises(
-    backend: str, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()  # a fake has no guards
-    query, paged, tree = example([9, 20], [3, 4])
-    on_device = to_device(tree, device)
-    arguments = (query.to(device), *paged.tensors(device), on_device.indptr)
-    torch.library.opcheck(
-        torch.ops.wanspec.tree_attention.default,
-        (*arguments, on_device.ancestor_bits, tree.max_nodes, 0.25, backend),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
-    )
 
 
 @pytest.mark.gpu

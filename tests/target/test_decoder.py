@@ -72,6 +72,17 @@ def decode_alone(target: Target, sampling: SamplingParams, length: int) -> list[
 
 
 def test_greedy_text_is_that_of_generate(folder: Path, target: Target, device: str) -> None:
+    assert_text_of_generate(folder, target, device)
+
+
+def test_greedy_text_under_a_sliding_window(tmp_path: Path, device: str) -> None:
+    """Accepted entries move; what a window counts are positions."""
+    make_tiny_model(tmp_path, seed=5, arch="mistral", sliding_window=9)
+    target = Target.load(str(tmp_path), device=device, dtype=torch.float32, num_pages=40)
+    assert_text_of_generate(tmp_path, target, device)
+
+
+def assert_text_of_generate(folder: Path, target: Target, device: str) -> None:
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
     config = GenerationConfig(max_new_tokens=80, do_sample=False, pad_token_id=256)
     prompt = torch.tensor([PROMPT], device=device)

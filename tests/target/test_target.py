@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from tests.paged_trees import random_trees, to_device
 from tests.tiny_models import make_tiny_model
-from wanspec_kernels.target import Target, UnsupportedModelError
+from wanspec_kernels.target import Target, UnsupportedModelError, attention_hook
 from wanspec_kernels.tree import DraftTree
 
 VOCAB = 97
@@ -38,6 +38,7 @@ def make_config(name: str, **changes: object) -> PretrainedConfig:
     return config
 
 
+SLIDING_AND_FULL = ["sliding_attention", "full_attention"]
 # Odd head counts, groups of 1 and 3, heads wider than hidden_size / heads, tied and untied
 # embeddings.
 SUPPORTED = {
@@ -59,6 +60,24 @@ SUPPORTED = {
     "granite, scaled": ("Granite", {"attention_multiplier": 0.1, "logits_scaling": 2.0}),
     "nemotron, keeps arguments from its attention": ("Nemotron", {}),
     "mixtral": ("Mixtral", {"sliding_window": None, "num_local_experts": 4}),
+    "llama, with a stray window": ("Llama", {"sliding_window": 8}),
+    "mistral, sliding": ("Mistral", {"sliding_window": 11}),
+    "phi3, sliding": ("Phi3", {"sliding_window": 5}),
+    "qwen2, some layers sliding": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    "cohere2": ("Cohere2", {"sliding_window": 7, "layer_types": SLIDING_AND_FULL}),
+    "olmo3": ("Olmo3", {"sliding_window": 9, "layer_types": SLIDING_AND_FULL}),
+    "gemma2, soft-capped": (
+        "Gemma2",
+        {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 4, "sliding_window": 8},
+    ),
+    "gemma3": ("Gemma3Text", {"sliding_window": 8, "layer_types": SLIDING_AND_FULL}),
+    "gpt_oss, sinks": (
+        "GptOss",
+        {"sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
 }
 
 
@@ -146,19 +165,6 @@ def test_logits_in_half_precision(dtype: torch.dtype, device: str) -> None:
 
 
 UNSUPPORTED = {
-    "sliding": (
-        make_config("Mistral", sliding_window=64),
-        "mistral: a sliding window of 64 tokens; expected none, or max_length=64",
-    ),
-    "some layers sliding": (
-        make_config("Qwen2", use_sliding_window=True, sliding_window=32, max_window_layers=1),
-        "qwen2: a sliding window of 32 tokens",
-    ),
-    "soft-capped": (make_config("Gemma2"), r"gemma2: soft-capped attention scores \(at 50.0\)"),
-    "sinks": (
-        make_config("GptOss", num_local_experts=2, num_experts_per_tok=1),
-        "gpt_oss: attention sinks",
-    ),
     "not rotary": (
         transformers.GPT2Config(
             vocab_size=VOCAB, n_embd=36, n_head=3, n_layer=1, bos_token_id=None, eos_token_id=None
@@ -188,6 +194,21 @@ UNSUPPORTED = {
         ),
         "phi3: longrope rotary positions, which change past 64 tokens; expected max_length=64",
     ),
+    "stretching in some layers": (
+        make_config(
+            "Gemma3Text",
+            rope_parameters={
+                "full_attention": {
+                    "rope_type": "dynamic",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 64,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        ),
+        "gemma3_text: dynamic rotary positions, which change past 64 tokens",
+    ),
     "alibi": (
         transformers.BloomConfig(
             vocab_size=VOCAB, hidden_size=36, n_head=3, n_layer=1, pad_token_id=None
@@ -205,10 +226,35 @@ def test_refuses_what_tree_attention_lacks(name: str) -> None:
         Target(model, num_pages=40, max_length=100)
 
 
-def test_a_window_no_text_outgrows_is_none() -> None:
+def test_a_window_no_text_outgrows_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the fastest kernels, which know no window, may run."""
+    windows = []
+    monkeypatch.setattr(attention_hook, "plan_trees", lambda *_: windows.append(_[-1]) or [])
     config = make_config("Mistral", sliding_window=64)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="wanspec_tree")
-    assert Target(model, num_pages=40, max_length=64).max_length == 64
+    for max_length in (64, 65):
+        Target(model, num_pages=5, max_length=max_length).prefill(0, [1, 2])
+    assert windows == [None, 64]
+
+
+def test_a_model_with_a_mask_of_its_own() -> None:
+    config = make_config("Doge", hidden_size=96)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="wanspec_tree")
+    with pytest.raises(UnsupportedModelError, match="DogeAttention: expected no attention_mask"):
+        Target(model, num_pages=5).prefill(0, [1, 2])
+
+
+def test_a_model_that_contradicts_its_configuration() -> None:
+    config = make_config("Mistral", sliding_window=8)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="wanspec_tree")
+    target = Target(model, num_pages=5)
+    for window in (9, None):
+        model.config.sliding_window = window
+        with pytest.raises(
+            UnsupportedModelError,
+            match=rf"MistralAttention, layer 0: expected a sliding window of 8, .* got {window}",
+        ):
+            target.prefill(0, [1, 2])
 
 
 def test_refuses_code_without_the_interface(tmp_path: Path) -> None:

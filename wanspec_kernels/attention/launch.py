@@ -7,6 +7,7 @@ from math import e, log2
 import torch
 from torch import Tensor
 
+from wanspec_kernels.attention.arguments import Scoring, Trees
 from wanspec_kernels.attention.tree_attention_kernels import (
     merge_splits_kernel,
     tree_attention_kernel,
@@ -53,26 +54,26 @@ def launch_tree_attention(
     query: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
-    page_table: Tensor,
-    context_lens: Tensor,
-    indptr: Tensor,
-    ancestor_bits: Tensor,
-    max_nodes: int,
-    scale: float,
+    trees: Trees,
+    scoring: Scoring,
     launch: Launch | None = None,
 ) -> Tensor:
     """`tree_attention` of checked arguments by the Triton kernels."""
+    _require_device(query, k_pages)
     num_nodes, heads, dim = query.shape
     page_size, kv_heads = k_pages.shape[1:3]
-    batch = context_lens.shape[0]
+    batch = trees.context_lens.shape[0]
     group = heads // kv_heads
     out = _allocate((num_nodes, heads, dim), query.dtype, query.device)
     if num_nodes == 0 or batch == 0:
         return out
+    max_context = trees.page_table.shape[1] * page_size
+    if scoring.window is not None:
+        max_context = min(max_context, scoring.window)
     launch = launch or choose_launch(
-        max_nodes * group,
+        trees.max_nodes * group,
         batch * kv_heads,
-        page_table.shape[1] * page_size,
+        max_context,
         dim,
         query.dtype,
         _processors(query.device),
@@ -85,7 +86,10 @@ def launch_tree_attention(
         partial = _allocate((*shape, dim), torch.float32, query.device)
         row_max = _allocate(shape, torch.float32, query.device)
         row_sum = _allocate(shape, torch.float32, query.device)
-    row_blocks = -(-max_nodes * group // launch.block_rows)
+    factor, cap_log2 = scoring.scale * log2(e), None
+    if scoring.softcap is not None:
+        factor, cap_log2 = 2 * factor / scoring.softcap, scoring.softcap * log2(e)
+    row_blocks = -(-trees.max_nodes * group // launch.block_rows)
     block_dim = max(16, _next_power_of_two(dim))
     with torch.cuda.device_of(query):
         tree_attention_kernel[(batch * row_blocks * kv_heads, splits)](
@@ -96,21 +100,27 @@ def launch_tree_attention(
             query,
             k_pages,
             v_pages,
-            page_table,
-            context_lens,
-            indptr,
-            ancestor_bits,
-            scale * log2(e),
+            trees.page_table,
+            trees.context_lens,
+            trees.indptr,
+            trees.ancestor_bits,
+            trees.depth,
+            scoring.sinks,
+            scoring.k_scale,
+            scoring.v_scale,
+            scoring.window,
+            factor,
+            cap_log2,
             num_nodes,
             kv_heads,
             row_blocks,
             splits,
-            ancestor_bits.shape[1],
+            trees.ancestor_bits.shape[1],
             query.stride(0),
             query.stride(1),
             *k_pages.stride()[:3],
             *v_pages.stride()[:3],
-            page_table.stride(0),
+            trees.page_table.stride(0),
             GROUP=group,
             HEAD_DIM=dim,
             PAGE_SIZE=page_size,
@@ -129,7 +139,7 @@ def launch_tree_attention(
                 partial,
                 row_max,
                 row_sum,
-                indptr,
+                trees.indptr,
                 batch,
                 num_nodes,
                 heads,
@@ -141,6 +151,18 @@ def launch_tree_attention(
                 enable_fp_fusion=True,
             )
     return out
+
+
+def _require_device(query: Tensor, k_pages: Tensor) -> None:
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        raise RuntimeError("tree_attention: Triton's interpreter cannot multiply bfloat16")
+    if k_pages.is_cuda and k_pages.dtype == torch.float8_e4m3fn:
+        capability = torch.cuda.get_device_capability(k_pages.device)
+        if capability < (8, 9):
+            raise RuntimeError(
+                "tree_attention: backend triton: expected compute capability 8.9 or more for "
+                f"float8 pages, got {capability[0]}.{capability[1]}"
+            )
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -3,6 +3,9 @@
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+MAX_INT32 = tl.constexpr(2**31 - 1)
+
 
 @triton.jit
 def tree_attention_kernel(
@@ -16,7 +19,12 @@ def tree_attention_kernel(
     context_lens_ptr,  # [batch] int32
     indptr_ptr,  # [batch + 1] int32
     ancestor_bits_ptr,  # [num_nodes, words] int64
-    scale_log2,  # the scores' factor times log2(e)
+    depth_ptr,  # [num_nodes] int32
+    sinks_ptr,  # [heads], or None
+    k_scale_ptr, v_scale_ptr,  # [kv_heads] float32, or None
+    window,  # positions a node sees, or None
+    factor,  # of the scores: as `score` takes it, but for a key's scale
+    cap_log2,  # the scores' cap times log2(e), or None
     num_nodes, kv_heads, row_blocks, num_splits, words,
     stride_query_node, stride_query_head,
     stride_k_page, stride_k_slot, stride_k_head,
@@ -38,6 +46,9 @@ def tree_attention_kernel(
         return
     context_len = tl.load(context_lens_ptr + b)
 
+    ROWS_MAY_BE_EMPTY: tl.constexpr = window is not None
+    ALIGNMENT: tl.constexpr = PAGE_SIZE if PAGE_SIZE < BLOCK_SLOTS else BLOCK_SLOTS
+
     # Rows are (node, head within the group), so that a group's heads read each key once.
     row = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = row < tree_nodes * GROUP
@@ -58,9 +69,24 @@ def tree_attention_kernel(
     acc = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
     row_max = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_ROWS], tl.float32)
+    if sinks_ptr is not None:
+        is_counted = is_row & (split == num_splits - 1)
+        sinks = tl.load(sinks_ptr + head, mask=is_counted, other=float("-inf"))
+        row_max = sinks.to(tl.float32) * LOG2_E
+        row_sum = tl.where(is_counted, 1.0, 0.0)
+    if k_scale_ptr is not None:
+        factor *= tl.load(k_scale_ptr + kv_head)
 
-    share = tl.cdiv(tl.cdiv(context_len, BLOCK_SLOTS), num_splits) * BLOCK_SLOTS
-    begin = split * share
+    low = 0
+    if window is not None:
+        depth = tl.load(depth_ptr + node, mask=is_row, other=0)
+        first_seen = context_len + depth - window + 1
+        # Pages that no row sees may be gone; a page that one does see is there, all of it.
+        low = tl.maximum(tl.min(tl.where(is_row, first_seen, MAX_INT32), 0), 0)
+        low = low // ALIGNMENT * ALIGNMENT
+    blocks = tl.cdiv(tl.maximum(context_len - low, 0), BLOCK_SLOTS)
+    share = tl.cdiv(blocks, num_splits) * BLOCK_SLOTS
+    begin = low + split * share
     end = tl.minimum(begin + share, context_len)
     full_end = begin + tl.maximum(end - begin, 0) // BLOCK_SLOTS * BLOCK_SLOTS
     for start in range(begin, full_end, BLOCK_SLOTS):
@@ -75,8 +101,12 @@ def tree_attention_kernel(
         else:
             keys = tl.load(k_ptr + k_row[:, None] + dim, mask=is_dim[None, :], other=0.0)
             values = tl.load(v_ptr + v_row[:, None] + dim, mask=is_dim[None, :], other=0.0)
-        scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale_log2
-        acc, row_max, row_sum = accumulate(acc, row_max, row_sum, scores, values, PRECISION)
+        scores = score(query, keys, factor, cap_log2, PRECISION)
+        if window is not None:
+            scores = tl.where(slot[None, :] >= first_seen[:, None], scores, float("-inf"))
+        acc, row_max, row_sum = accumulate(
+            acc, row_max, row_sum, scores, values.to(query.dtype), PRECISION, ROWS_MAY_BE_EMPTY
+        )
 
     if full_end < end:
         slot = full_end + column
@@ -84,9 +114,13 @@ def tree_attention_kernel(
             k_ptr, v_ptr, page_table_ptr, slot, slot < end, dim, is_dim,
             stride_k_page, stride_k_slot, stride_v_page, stride_v_slot, PAGE_SIZE,
         )  # fmt: skip
-        scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale_log2
+        scores = score(query, keys, factor, cap_log2, PRECISION)
         scores = tl.where((slot < end)[None, :], scores, float("-inf"))
-        acc, row_max, row_sum = accumulate(acc, row_max, row_sum, scores, values, PRECISION)
+        if window is not None:
+            scores = tl.where(slot[None, :] >= first_seen[:, None], scores, float("-inf"))
+        acc, row_max, row_sum = accumulate(
+            acc, row_max, row_sum, scores, values.to(query.dtype), PRECISION, ROWS_MAY_BE_EMPTY
+        )
 
     if split == num_splits - 1:
         # No node sees a later one, so columns past the block's last node are left out.
@@ -102,10 +136,17 @@ def tree_attention_kernel(
             # root, because a row that sees nothing has no maximum.
             bits = tl.load(ancestor_bits_ptr + node * words + start // 64, mask=is_row, other=1)
             visible = ((bits[:, None] >> (other % 64)[None, :].to(tl.int64)) & 1) != 0
-            scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale_log2
+            if window is not None:
+                other_depth = tl.load(depth_ptr + first + other, mask=other < tree_nodes, other=0)
+                visible &= other_depth[None, :] > depth[:, None] - window
+            scores = score(query, keys, factor, cap_log2, PRECISION)
             scores = tl.where(visible, scores, float("-inf"))
-            acc, row_max, row_sum = accumulate(acc, row_max, row_sum, scores, values, PRECISION)
+            acc, row_max, row_sum = accumulate(
+                acc, row_max, row_sum, scores, values.to(query.dtype), PRECISION, ROWS_MAY_BE_EMPTY
+            )
 
+    if v_scale_ptr is not None:
+        acc *= tl.load(v_scale_ptr + kv_head)
     heads = kv_heads * GROUP
     if IS_SPLIT:
         flat = (split.to(tl.int64) * num_nodes + node) * heads + head
@@ -141,10 +182,32 @@ def load_masked(
 
 
 @triton.jit
-def accumulate(acc, row_max, row_sum, scores, values, PRECISION: tl.constexpr):
+def score(
+    query, keys,
+    factor,  # scale * log2(e); with a cap 2 * log2(e) * scale / cap
+    cap_log2,  # or None
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scores in powers of two."""
+    scores = tl.dot(query, tl.trans(keys.to(query.dtype)), input_precision=PRECISION) * factor
+    if cap_log2 is not None:
+        # tanh(x) = 1 - 2 / (exp(2 x) + 1), which is -1 and 1 where exp under- and overflows.
+        scores = cap_log2 - 2.0 * cap_log2 / (tl.exp2(scores) + 1.0)
+    return scores
+
+
+@triton.jit
+def accumulate(
+    acc, row_max, row_sum, scores, values,
+    PRECISION: tl.constexpr,
+    ROWS_MAY_BE_EMPTY: tl.constexpr,  # a row may have seen nothing yet, and see nothing here
+):  # fmt: skip
     new_max = tl.maximum(row_max, tl.max(scores, 1))
-    decay = tl.exp2(row_max - new_max)
-    weights = tl.exp2(scores - new_max[:, None])
+    shift = new_max
+    if ROWS_MAY_BE_EMPTY:
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    decay = tl.exp2(row_max - shift)
+    weights = tl.exp2(scores - shift[:, None])
     row_sum = row_sum * decay + tl.sum(weights, 1)
     acc = tl.dot(weights.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
     return acc, new_max, row_sum

@@ -6,23 +6,22 @@ import torch
 from torch import Tensor
 
 from wanspec_kernels.kv_cache import operators
+from wanspec_kernels.kv_cache.pages import PageAllocator
 from wanspec_kernels.tree import DraftTree
-
-
-class CacheFullError(RuntimeError):
-    """No pages are left for what was asked; nothing has been reserved."""
 
 
 class PagedKVCache:
     """Key and value pages, [num_layers, num_pages, page_size, num_kv_heads, head_dim] each.
 
     A request owns whole pages. Its slot s is row ``s % page_size`` of its page ``s // page_size``.
-    The bookkeeping is on the host; pages that change hands are not cleared.
+    Requests that begin alike share pages by `fork`. The bookkeeping is on the host; pages that
+    change hands are not cleared.
 
     >>> cache = PagedKVCache(1, 4, 16, 2, 8)
-    >>> cache.reserve(7, 20)
-    >>> cache.page_table([7]).tolist()
-    [[0, 1]]
+    >>> cache.reserve(7, 40)
+    >>> cache.fork(7, 8, 20)
+    >>> cache.page_table([7, 8]).tolist()
+    [[0, 1, 2], [0, 3, -1]]
     """
 
     def __init__(
@@ -41,8 +40,7 @@ class PagedKVCache:
         # Zeros, not what the memory held: a NaN there would survive a weight of 0.
         self.k_pages = torch.zeros(shape, dtype=dtype, device=device)
         self.v_pages = torch.zeros(shape, dtype=dtype, device=device)
-        self._free = list(range(num_pages - 1, -1, -1))
-        self._owned: dict[int, list[int]] = {}
+        self._pages = PageAllocator(num_pages, page_size)
 
     @property
     def num_pages(self) -> int:
@@ -54,7 +52,7 @@ class PagedKVCache:
 
     @property
     def num_free_pages(self) -> int:
-        return len(self._free)
+        return self._pages.num_free
 
     def reserve(self, request: int, num_slots: int) -> None:
         """See to it that `request` owns at least `num_slots` slots; it keeps those it has.
@@ -62,27 +60,37 @@ class PagedKVCache:
         Raises:
             CacheFullError: too few pages are free.
         """
-        owned = self._owned.get(request, [])
-        needed = -(-num_slots // self.page_size) - len(owned)
-        if needed > len(self._free):
-            raise CacheFullError(
-                f"request {request}: {num_slots} slots need {needed} more pages of "
-                f"{self.page_size} slots, {len(self._free)} of {self.num_pages} are free"
-            )
-        self._owned[request] = owned + [self._free.pop() for _ in range(needed)]
+        self._pages.reserve(request, num_slots)
+
+    def fork(self, request: int, new_request: int, num_slots: int) -> None:
+        """Let `new_request` begin with the first `num_slots` slots of `request`.
+
+        Whole pages are shared, and what the last one holds in part is copied. So each request may
+        write its slots from `num_slots` on, and neither may write those before: `num_slots` is at
+        most the context that `request` has committed. Either may be freed first.
+
+        Raises:
+            KeyError: `request` owns no pages.
+            ValueError: `new_request` owns some, or `request` owns fewer slots.
+            CacheFullError: no page is free for the copy.
+        """
+        copy = self._pages.fork(request, new_request, num_slots)
+        if copy is not None:
+            source, target = copy
+            for pages in (self.k_pages, self.v_pages):
+                pages[:, target] = pages[:, source]
 
     def free(self, request: int) -> None:
-        """Give the pages of `request` back.
+        """Give the pages of `request` back, but for those that another one shares.
 
         Raises:
             KeyError: it owns none, or has been freed already.
         """
-        self._free += reversed(self._pages_of(request))
-        del self._owned[request]
+        self._pages.free(request)
 
     def capacity(self, request: int) -> int:
-        """Slots that `request` owns."""
-        return len(self._pages_of(request)) * self.page_size
+        """Slots that `request` owns, shared ones included."""
+        return len(self._pages.pages_of(request)) * self.page_size
 
     def page_table(self, requests: Sequence[int], max_pages: int | None = None) -> Tensor:
         """[len(requests), max_pages] int32 on the cache's device, -1 past a request's last page.
@@ -90,7 +98,7 @@ class PagedKVCache:
         `max_pages` is the largest count among `requests` unless given (a captured graph has one
         width).
         """
-        owned = [self._pages_of(request) for request in requests]
+        owned = [self._pages.pages_of(request) for request in requests]
         widest = max(map(len, owned), default=0)
         width = widest if max_pages is None else max_pages
         if widest > width:
@@ -133,8 +141,3 @@ class PagedKVCache:
             page_table,
             backend=backend,
         )
-
-    def _pages_of(self, request: int) -> list[int]:
-        if request not in self._owned:
-            raise KeyError(f"request {request}: owns no pages (never reserved, or freed already)")
-        return self._owned[request]

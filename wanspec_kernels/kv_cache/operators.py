@@ -28,8 +28,8 @@ def write(
 
     Args:
         k_pages: [num_pages, page_size, kv_heads, dim], changed in place; v_pages alike.
-        keys: [num_nodes, kv_heads, dim] of the same dtype, stride 1 in the last dimension; values
-            alike.
+        keys: [num_nodes, kv_heads, dim] of the same dtype (float8 already quantised), with its
+            positions already rotated in, stride 1 in the last dimension; values alike.
         tree: the batch of trees.
         context_lens: [batch] int32.
         page_table: [batch, max_pages] int32, -1 where there is no page.

@@ -9,7 +9,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from wanspec_kernels.kv_cache import PagedKVCache
 from wanspec_kernels.target.attention_hook import IMPLEMENTATION, TreePass, current_pass
-from wanspec_kernels.target.requirements import UnsupportedModelError, require_supported
+from wanspec_kernels.target.requirements import (
+    UnsupportedModelError,
+    layer_windows,
+    require_supported,
+)
 from wanspec_kernels.tree import DraftTree
 from wanspec_kernels.vocabulary import fingerprint
 
@@ -45,6 +49,7 @@ class Target:
         self.tokenizer = tokenizer
         self.vocab_size: int = config.vocab_size
         self._num_layers: int = config.num_hidden_layers
+        self._windows = layer_windows(config)
         heads = config.num_attention_heads
         self.cache = PagedKVCache(
             self._num_layers,
@@ -126,7 +131,7 @@ class Target:
             [num_nodes, vocab_size] (1 row if `last_only`), of the model's dtype: row i scores the
             token that follows node i.
         """
-        run = TreePass(tree, context_lens, page_table, self.cache)
+        run = TreePass(tree, context_lens, page_table, self.cache, self._windows, self.max_length)
         token = current_pass.set(run)
         try:
             output = self.model(
