@@ -64,8 +64,8 @@ def cuda_extension(required: bool) -> dict[str, Any]:
 
     extension = CUDAExtension(
         "wanspec_kernels._C",
-        sources=["csrc/bindings.cpp", *sorted(map(str, Path("csrc").glob("*.cu")))],
-        depends=sorted(map(str, Path("csrc").glob("*.*h"))),
+        sources=["csrc/bindings.cpp", *sorted(map(str, Path("csrc").rglob("*.cu")))],
+        depends=sorted(map(str, Path("csrc").rglob("*.*h"))),
         extra_compile_args={"cxx": ["-O3"], "nvcc": ["-O3", "--threads=0", *ARCHITECTURES]},
         optional=not required,
     )

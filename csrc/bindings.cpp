@@ -12,6 +12,7 @@
 #include <string>
 #include <tuple>
 
+#include "attention/tree_attention.h"
 #include "derive_tree.h"
 #include "verify.h"
 
@@ -159,6 +160,54 @@ void verify_rejection_cuda(
   check_launch("verify_rejection", error, logits);
 }
 
+// The caller has checked shapes, strides and devices.
+at::Tensor tree_attention_cuda(
+    const at::Tensor& query, const at::Tensor& k_pages, const at::Tensor& v_pages,
+    const at::Tensor& page_table, const at::Tensor& context_lens, const at::Tensor& indptr,
+    const at::Tensor& ancestor_bits, int64_t max_nodes, double scale) {
+  const auto dtype = query.scalar_type();
+  TORCH_CHECK(dtype == at::kBFloat16 || dtype == at::kHalf,
+              "query: expected bfloat16 or float16, got ", dtype);
+  const c10::cuda::CUDAGuard guard(query.device());
+  const auto dim = static_cast<int32_t>(query.size(2));
+  at::Tensor out = at::empty(query.sizes(), query.options());
+  const auto bytes = static_cast<int64_t>(wanspec::tree_attention_workspace_bytes(dim));
+  at::Tensor workspace = at::empty({bytes}, query.options().dtype(at::kByte));
+  wanspec::TreeAttentionInputs in{};
+  in.out = out.mutable_data_ptr();
+  in.workspace = workspace.mutable_data_ptr();
+  in.query = query.const_data_ptr();
+  in.k_pages = k_pages.const_data_ptr();
+  in.v_pages = v_pages.const_data_ptr();
+  in.page_table = page_table.const_data_ptr<int32_t>();
+  in.context_lens = context_lens.const_data_ptr<int32_t>();
+  in.indptr = indptr.const_data_ptr<int32_t>();
+  in.ancestor_bits = ancestor_bits.const_data_ptr<int64_t>();
+  in.query_node_stride = query.stride(0);
+  in.query_head_stride = query.stride(1);
+  in.k_page_stride = k_pages.stride(0);
+  in.k_slot_stride = k_pages.stride(1);
+  in.k_head_stride = k_pages.stride(2);
+  in.v_page_stride = v_pages.stride(0);
+  in.v_slot_stride = v_pages.stride(1);
+  in.v_head_stride = v_pages.stride(2);
+  in.page_table_stride = page_table.stride(0);
+  in.num_nodes = static_cast<int32_t>(query.size(0));
+  in.heads = static_cast<int32_t>(query.size(1));
+  in.kv_heads = static_cast<int32_t>(k_pages.size(2));
+  in.dim = dim;
+  in.num_pages = static_cast<int32_t>(k_pages.size(0));
+  in.page_size = static_cast<int32_t>(k_pages.size(1));
+  in.batch = static_cast<int32_t>(context_lens.numel());
+  in.max_nodes = static_cast<int32_t>(max_nodes);
+  in.words = static_cast<int32_t>(ancestor_bits.size(1));
+  in.scale = static_cast<float>(scale);
+  in.type = dtype == at::kBFloat16 ? wanspec::AttentionType::kBFloat16
+                                   : wanspec::AttentionType::kFloat16;
+  C10_CUDA_CHECK(wanspec::tree_attention(in, c10::cuda::getCurrentCUDAStream()));
+  return out;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(wanspec, m) {
@@ -179,12 +228,18 @@ TORCH_LIBRARY_FRAGMENT(wanspec, m) {
       "Tensor draw_children, Tensor draw_rows, Tensor draft_token_ids, Tensor draft_weights, "
       "Tensor replacement, int max_rows, Tensor positions, Tensor temperature, Tensor top_k, "
       "Tensor top_p, Tensor min_p, Tensor seed, int max_depth, int cluster) -> ()");
+  // What wanspec::tree_attention, in Python, calls where the kernels serve.
+  m.def(
+      "tree_attention_cuda(Tensor query, Tensor k_pages, Tensor v_pages, Tensor page_table, "
+      "Tensor context_lens, Tensor indptr, Tensor ancestor_bits, int max_nodes, float scale) -> "
+      "Tensor");
 }
 
 TORCH_LIBRARY_IMPL(wanspec, CUDA, m) {
   m.impl("derive_tree_cuda", &derive_tree_cuda);
   m.impl("verify_match_cuda", &verify_match_cuda);
   m.impl("verify_rejection_cuda", &verify_rejection_cuda);
+  m.impl("tree_attention_cuda", &tree_attention_cuda);
 }
 
 TORCH_LIBRARY_IMPL(wanspec, Meta, m) { m.impl("derive_tree_cuda", &allocate_derived_tree); }

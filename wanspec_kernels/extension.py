@@ -21,6 +21,12 @@ def has_clusters(index: int) -> bool:
     return torch.cuda.get_device_capability(index) >= (9, 0)
 
 
+@torch.compiler.assume_constant_result
+def is_hopper(index: int) -> bool:
+    """Whether a CUDA device runs code of sm_90a, which has no successor."""
+    return torch.cuda.get_device_capability(index) == (9, 0)
+
+
 @cache
 def _load() -> bool:
     try:

@@ -163,7 +163,10 @@ def test_empty_batch(device: str) -> None:
         ({"v_pages": torch.zeros(4, 16, 2, 16).half()}, "v_pages: expected torch.float32 as query"),
         ({"page_table": torch.zeros(2, 1).int()}, r"page_table: expected \[1, max_pages\] int32"),
         ({"context_lens": torch.zeros(1)}, r"context_lens: expected \[1\] int32"),
-        ({"backend": "cuda"}, "expected a backend of auto, triton, sdpa, reference, got cuda"),
+        (
+            {"backend": "cute"},
+            "expected a backend of auto, cuda, triton, sdpa, reference, got cute",
+        ),
     ],
 )
 def test_errors_say_what_was_expected(change: dict[str, object], message: str) -> None:

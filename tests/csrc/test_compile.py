@@ -23,7 +23,7 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH or in /usr
 
 
 @needs_nvcc
-@pytest.mark.parametrize("source", sorted(CSRC.glob("*.cu")), ids=lambda path: path.name)
+@pytest.mark.parametrize("source", sorted(CSRC.rglob("*.cu")), ids=lambda path: path.name)
 def test_kernels_compile_without_spills(source: Path, tmp_path: Path) -> None:
     result = subprocess.run(
         [str(NVCC), "-std=c++17", "-O3", "-c", str(source), "-o", str(tmp_path / "out.o")]

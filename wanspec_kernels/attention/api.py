@@ -7,6 +7,7 @@ from torch import Tensor
 
 from wanspec_kernels.attention.arguments import Scoring, Trees
 from wanspec_kernels.attention.checks import check_arguments
+from wanspec_kernels.attention.cuda import cuda_lacks, tree_attention_cuda
 from wanspec_kernels.attention.reference import tree_attention_reference
 from wanspec_kernels.attention.sdpa import tree_attention_sdpa
 from wanspec_kernels.backend import choose_backend
@@ -58,7 +59,9 @@ def tree_attention(
         k_scale: [kv_heads] float32, with float8 pages and only there: a key is what is stored times
             the scale of its head. v_scale alike.
         backend: "triton" (what "auto" takes on CUDA; float8 needs compute capability 8.9), "sdpa"
-            (elsewhere), or "reference" (float64).
+            (elsewhere), "reference" (float64), or "cuda" (by name only, as yet: compute capability
+            9.0 and the extension; bf16 or fp16, dim 64, 128 or 256, pages of up to 256 slots, no
+            option but `scale`).
 
     Returns:
         [num_nodes, heads, dim], contiguous, of the dtype of `query`. Rows of padding are undefined.
@@ -79,7 +82,16 @@ def tree_attention(
         scale = query.shape[-1] ** -0.5
     scoring = Scoring(scale, window, softcap, sinks, k_scale, v_scale)
     check_arguments(query, k_pages, v_pages, page_table, context_lens, tree, scoring)
-    chosen = choose_backend("tree_attention", backend, query.device, ("sdpa", "reference"))
+    chosen = choose_backend(
+        "tree_attention",
+        backend,
+        query.device,
+        ("sdpa", "reference"),
+        # "auto" leaves these kernels out until their tests have passed on a GPU.
+        cuda_lacks=lambda: (
+            "only by name" if backend == "auto" else cuda_lacks(query, k_pages, v_pages, scoring)
+        ),
+    )
     result: Tensor = torch.ops.wanspec.tree_attention(
         query,
         k_pages,
@@ -139,6 +151,8 @@ def _fake(query: Tensor, *_: object) -> Tensor:
 
 
 def _implementation(backend: str) -> Backend:
+    if backend == "cuda":
+        return tree_attention_cuda
     if backend == "triton":
         from wanspec_kernels.attention.launch import launch_tree_attention
 

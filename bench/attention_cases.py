@@ -1,0 +1,100 @@
+"""Batches of random trees over paged contexts, for the benchmarks of tree attention."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.conftest import random_tree
+from wanspec_kernels.attention import tree_attention
+from wanspec_kernels.tree import DraftTree
+
+HEADS, KV_HEADS, DIM, PAGE_SIZE = 32, 8, 128, 16
+ELEMENT_BYTES = 2  # bf16
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """One call of `tree_attention`; all tensors on one device."""
+
+    nodes: list[int]  # of each tree
+    contexts: list[int]
+    tree: DraftTree
+    query: Tensor
+    k_pages: Tensor
+    v_pages: Tensor
+    page_table: Tensor
+    context_lens: Tensor
+
+    def attend(self, backend: str) -> Tensor:
+        return tree_attention(
+            self.query,
+            self.k_pages,
+            self.v_pages,
+            self.page_table,
+            self.context_lens,
+            self.tree,
+            backend=backend,
+        )
+
+    @property
+    def slots(self) -> list[int]:
+        return [c + n for c, n in zip(self.contexts, self.nodes, strict=True)]
+
+    @property
+    def bytes_read(self) -> int:
+        """Keys and values, each once."""
+        return sum(self.slots) * 2 * KV_HEADS * DIM * ELEMENT_BYTES
+
+    @property
+    def operations(self) -> int:
+        """Of both products."""
+        return sum(4 * HEADS * n * s * DIM for n, s in zip(self.nodes, self.slots, strict=True))
+
+    def visible(self, b: int) -> Tensor:
+        """[nodes, slots] bool of tree b: the whole context, ancestors and the node itself."""
+        rows = slice(sum(self.nodes[:b]), sum(self.nodes[: b + 1]))
+        node = torch.arange(self.nodes[b], device=self.query.device)
+        bits = self.tree.ancestor_bits[rows][:, node // 64] >> (node % 64)
+        corner = (bits & 1).bool()
+        return torch.cat([corner.new_ones(self.nodes[b], self.contexts[b]), corner], 1)
+
+
+def make_case(
+    nodes: list[int], contexts: list[int], device: torch.device, seed: int = 0, kind: str = "random"
+) -> AttentionCase:
+    """`kind`: "random" (as best-first growth gives), "chain" or "star"."""
+    host = random.Random(seed)
+    trees = []
+    for b, n in enumerate(nodes):
+        tokens, parents = random_tree(n, 4096, seed * 10_007 + b)
+        if kind == "chain":
+            parents = list(range(-1, n - 1))
+        elif kind == "star":
+            parents = [-1] + [0] * (n - 1)
+        trees.append((tokens, parents))
+    tree = DraftTree.build(trees, device)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.randn(shape, device=device, generator=generator).to(dtype)
+
+    counts = [-(-(c + n) // PAGE_SIZE) for c, n in zip(contexts, nodes, strict=True)]
+    order = list(range(sum(counts)))
+    host.shuffle(order)
+    table = torch.full((len(nodes), max(counts)), -1, dtype=torch.int32)
+    for b, count in enumerate(counts):
+        table[b, :count] = torch.tensor([order.pop() for _ in range(count)])
+    pages = (sum(counts), PAGE_SIZE, KV_HEADS, DIM)
+    return AttentionCase(
+        nodes,
+        contexts,
+        tree,
+        normal(sum(nodes), HEADS, DIM),
+        normal(*pages),
+        normal(*pages),
+        table.to(device),
+        torch.tensor(contexts, dtype=torch.int32).to(device),
+    )

@@ -1,0 +1,228 @@
+"""Tree attention beside others' on the same inputs in one run: checked first, then timed.
+
+    python -m bench.attention_peers --out bench/results/attention_h200.json --table table.md
+    python -m bench.attention_peers --draw bench/results/attention_h200.json
+
+Each backend and each peer with a tree mask must come within 5e-3 of the float64 oracle (relative
+error of the whole output) before it is timed. Needs a CUDA device.
+"""
+
+import random
+import sys
+import time
+from datetime import UTC, datetime
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from bench import machine, table
+from bench.attention_cases import make_case
+from bench.attention_peer_adapters import PEERS
+from bench.peer_adapters import NotInstalled
+from bench.timing import copy_bandwidth, time_calls
+
+OURS = ("cuda", "triton")
+LABELS = {"cuda": "ours, CUDA", "triton": "ours, Triton"} | {p.name: p.label for p in PEERS}
+SHAPES = (
+    (1, 64, 2048),
+    (1, 64, 32_768),
+    (8, 64, 8192),
+    (64, 16, 4096),
+    (64, 64, 4096),
+    (64, 8, 8192),
+)
+MAX_ERROR = 5e-3
+MATRIX_SIZE = 8192
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="Where the JSON goes.")] = None,
+    table_file: Annotated[
+        Path | None, typer.Option("--table", help="Where the Markdown goes.")
+    ] = None,
+    peers: Annotated[str, typer.Option(help="Names of peers, comma between.")] = ",".join(
+        p.name for p in PEERS
+    ),
+    commit: Annotated[str, typer.Option(help="What is measured, where git cannot say.")] = "",
+    seconds: Annotated[float, typer.Option(help="Device time for each figure.")] = 0.2,
+    limit: Annotated[float, typer.Option(help="Seconds after which no row is begun; 0: none.")] = 0,
+    draw: Annotated[Path | None, typer.Option(help="Only draw the table of these results.")] = None,
+) -> None:
+    """Time tree attention beside FlashInfer, SDPA and FlexAttention; write JSON and Markdown."""
+    if draw is not None:
+        _write(table_file, markdown(table.load(draw)))
+        return
+    if not torch.cuda.is_available():
+        typer.echo("skipped: attention beside peers: no CUDA device here")
+        return
+    device = torch.device("cuda")
+    results: dict[str, Any] = {
+        "format": table.FORMAT,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["python", "-m", "bench.attention_peers", *sys.argv[1:]],
+        "machine": machine.describe(commit),
+        "copy_bytes_per_second": copy_bandwidth(device),
+        "operations_per_second": matrix_rate(device),
+        "skipped": {},
+        "rows": [],
+    }
+    typer.echo(table.heading(results))
+    chosen = peers.split(",")
+    started = time.monotonic()
+    for name, nodes, contexts, kind in rows():
+        if limit and time.monotonic() - started > limit:
+            results["skipped"]["rows"] = f"from {name} on: not reached within {limit:g} s"
+            break
+        row = run_row(name, nodes, contexts, kind, device, chosen, seconds, results["skipped"])
+        results["rows"].append(row)
+        cells = " | ".join(f"{n} {_cell(e)}" for n, e in row["entries"].items())
+        typer.echo(f"{time.monotonic() - started:6.1f} s  {name:34} {cells}")
+        if out is not None:
+            table.save(results, out)  # after every row: a run may be cut short
+    if out is not None:
+        table.save(results, out)
+    _write(table_file, markdown(results))
+    if any(e["status"].startswith("wrong") for r in results["rows"] for e in r["entries"].values()):
+        raise typer.Exit(1)
+
+
+def rows() -> list[tuple[str, list[int], list[int], str]]:
+    """Name, nodes, contexts and kind of trees; the judged table first."""
+    found = [(f"{b} × {n}, {c:,}", [n] * b, [c] * b, "random") for b, n, c in SHAPES]
+    host = random.Random(3)
+    nodes = [host.randrange(1, 65) for _ in range(64)]
+    contexts = [int(100 * 320 ** host.random()) for _ in nodes]  # 100 to 32,000
+    mean = round(sum(nodes) / len(nodes))
+    # Regular trees with as many keys and values, and as many scores.
+    context = round(sum(n * c for n, c in zip(nodes, contexts, strict=True)) / sum(nodes))
+    found.append((f"64 × 1–64, 100–32,000 ({context:,} on average)", nodes, contexts, "random"))
+    found.append((f"64 × {mean}, {context:,}", [mean] * 64, [context] * 64, "random"))
+    found += [(f"8 × 64, 8,192, {kind}", [64] * 8, [8192] * 8, kind) for kind in ("chain", "star")]
+    return found
+
+
+def run_row(
+    name: str,
+    nodes: list[int],
+    contexts: list[int],
+    kind: str,
+    device: torch.device,
+    peers: list[str],
+    seconds: float,
+    skipped: dict[str, str],
+) -> dict[str, Any]:
+    """Check and time everything on one row; what fails is recorded, not raised."""
+    first = make_case(nodes, contexts, device, 0, kind)
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    sets = min(24, ceil(2.5 * cache / first.bytes_read))
+    cases = [first, *(make_case(nodes, contexts, device, s, kind) for s in range(1, sets))]
+    oracle = first.attend("reference").double()
+    entries: dict[str, Any] = {}
+    for backend in OURS:
+        calls = [lambda case=case, backend=backend: case.attend(backend) for case in cases]
+        entries[backend] = _entry(calls, oracle, device, seconds)
+    for peer in PEERS:
+        if peer.name not in peers:
+            continue
+        try:
+            calls = [peer.prepare(case) for case in cases[: 4 if peer.name == "flex" else sets]]
+            expected = oracle if peer.is_masked else None
+            entries[peer.name] = _entry(calls, expected, device, seconds)
+        except NotInstalled as error:
+            skipped[peer.name] = str(error)
+        except Exception as error:
+            entries[peer.name] = {"status": f"failed: {_brief(error)}"}
+    return {
+        "name": name,
+        "bytes": first.bytes_read,
+        "operations": first.operations,
+        "sets": sets,
+        "entries": entries,
+    }
+
+
+def _entry(
+    calls: list[Any], oracle: Tensor | None, device: torch.device, seconds: float
+) -> dict[str, Any]:
+    try:
+        error = None
+        if oracle is not None:
+            difference = calls[0]().double() - oracle
+            error = float(torch.linalg.norm(difference) / torch.linalg.norm(oracle))
+            if not error < MAX_ERROR:
+                return {"status": f"wrong: relative error {error:.2e}"}
+        timing = time_calls(calls, device, seconds)
+    except Exception as failure:
+        return {"status": f"failed: {_brief(failure)}"}
+    return {"status": "ok", "relative_error": error, **timing.as_dict()}
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Operations a second of a large bf16 matrix product on random data."""
+    a, b = (
+        torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device, dtype=torch.bfloat16) for _ in range(2)
+    )
+    timing = time_calls([lambda: a @ b], device, 0.3)
+    return 2 * MATRIX_SIZE**3 / (timing.median_us * 1e-6)
+
+
+def floor_us(row: dict[str, Any], results: dict[str, Any]) -> float:
+    by_bytes = row["bytes"] / results["copy_bytes_per_second"]
+    by_operations = row["operations"] / results["operations_per_second"]
+    return float(max(by_bytes, by_operations) * 1e6)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table, with what was run above and what the columns do below."""
+    used = [n for n in LABELS if any(n in row["entries"] for row in results["rows"])]
+    lines = [
+        table.heading(results),
+        "",
+        "Microseconds a call, median of graph replays over enough sets of inputs that keys and "
+        "values come from memory; 32 query and 8 key heads of 128, bf16, pages of 16, random trees "
+        "unless said. Every output with a tree mask was within 5e-3 of the float64 oracle first. "
+        "Floor: keys and values at the copy's bandwidth, or both products at "
+        f"{results['operations_per_second'] / 1e12:,.0f} TFLOP/s, whichever is more.",
+        "",
+        "| trees × nodes, context | floor | " + " | ".join(LABELS[n] for n in used) + " |",
+        "|" + "---|" * (len(used) + 2),
+    ]
+    for row in results["rows"]:
+        cells = [_cell(row["entries"].get(n)) for n in used]
+        lines.append(
+            f"| {row['name']} | {floor_us(row, results):,.1f} | " + " | ".join(cells) + " |"
+        )
+    lines += ["", *(f"- {p.label}: {p.does}." for p in PEERS if p.name in used)]
+    lines += [f"- Not timed: {n} ({why})." for n, why in results["skipped"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "–"
+    if entry["status"] != "ok":
+        return entry["status"].partition(":")[0]
+    value = entry["median_us"]
+    text = f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+    return text if entry["method"] == "graph" else f"*{text}*"
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _write(path: Path | None, text: str) -> None:
+    if path is None:
+        typer.echo(text)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)
