@@ -260,7 +260,7 @@ def test_thousands_of_commits_leak_nothing():
     growth.commit([VOCAB])
     assert growth.num_nodes == 0
     assert growth.num_slots_taken <= len(text)
-    assert growth._slots.high_water <= len(text) + 1 + 16
+    assert growth._layout.slots.high_water <= len(text) + 1 + 16
     assert not growth._unexpanded
     assert not growth._held_back
 
