@@ -211,7 +211,7 @@ def test_a_good_drafter_nearby_saves_passes_and_home_passes():
         return world.run().generation.statistics
 
     alone, helped = run(0), run(1)
-    assert alone.target_passes < TOKENS / 2
+    assert alone.target_passes < 0.6 * TOKENS
     assert helped.target_passes < alone.target_passes
     assert helped.local_draft_passes < alone.local_draft_passes / 2
     assert helped.remote_tokens_accepted > helped.home_tokens_accepted

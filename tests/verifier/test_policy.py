@@ -52,7 +52,13 @@ RUNNING = {"verifying": True, "left_ms": 30.0}
         ({**RUNNING, **DEEP, "open_mass": 0.7}, DraftAtHome(1)),
         ({**RUNNING, **DEEP, "open_mass": 0.1}, Verify()),
         ({**RUNNING, "home_is_busy": True}, Verify()),
-        ({**RUNNING, "home_passes": 6}, Verify()),
+        ({**RUNNING, "home_passes": 12}, Verify()),
+        ({**RUNNING, **DEEP, "open_mass": 0.3}, Verify()),
+        ({**RUNNING, **DEEP, "open_mass": 0.3, "home_passes": 2}, DraftAtHome(1)),  # begun
+        # A near remote leaves home little to do; a far one more.
+        ({"reply_ms": 17.0, "home_passes_per_token": 0.1}, Verify()),
+        ({"reply_ms": 60.0, "home_passes_per_token": 0.1}, DraftAtHome(1)),
+        ({"reply_ms": 900.0, "home_passes_per_token": 0.9}, Verify()),
         ({**RUNNING, "left_ms": 1.0}, Verify()),
         ({**RUNNING, "arrivals": NOTHING_HERE_SOON}, Verify()),  # a remote sees to it
     ],

@@ -30,6 +30,10 @@ class OneWay:
         )
         self._last_ms = 0.0
 
+    def stall(self, until_ms: float) -> None:
+        """Nothing sent from now on arrives before `until_ms`."""
+        self._last_ms = max(self._last_ms, until_ms)
+
     def arrival_ms(self, now_ms: float, num_bytes: int) -> float:
         self.num_bytes += num_bytes
         self.num_messages += 1

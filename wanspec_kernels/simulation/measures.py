@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean, quantiles
 
 from drafter.growth import GrowthShape
+from wanspec_kernels.simulation.oracle import Oracle
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.world import World
-from wanspec_kernels.verifier.policies import AlwaysLocal
+from wanspec_kernels.verifier.policies import AlwaysLocal, ExpectedGain
 
 CHAIN = GrowthShape(
     width=1, max_children=1, max_root_children=1, min_path_probability=1e-9, min_probability=0.0
@@ -38,7 +39,21 @@ class Measures:
 
 def measure(scenario: Scenario) -> Measures:
     """Run a scenario."""
+    return _measure(World(scenario))
+
+
+def measure_oracle(scenario: Scenario) -> Measures:
+    """Run it with the path known to the policy, which has to be `ExpectedGain`."""
     world = World(scenario)
+    if not isinstance(scenario.policy, ExpectedGain):
+        raise TypeError(f"policy: expected ExpectedGain, got {type(scenario.policy).__name__}")
+    for number, serving in world.servings.items():
+        generation = serving.generation
+        generation.policy = Oracle(scenario.policy, world.texts[number], generation)
+    return _measure(world)
+
+
+def _measure(world: World) -> Measures:
     runs = world.run()
     statistics = [run.statistics for run in runs]
     tokens = sum(s.tokens for s in statistics)

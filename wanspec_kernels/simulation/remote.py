@@ -39,14 +39,15 @@ class Remote:
         self.drafter = Session(
             proposer, limits=Limits(max_requests, profile.max_nodes), shape=profile.shape
         )
-        self.session = verifier.Session(source, str(source), vocabulary=VOCABULARY, now=0.0)
-        hello = Hello(VOCABULARY, f"drafter {source}", max_requests, profile.max_nodes, 0)
-        self.session.on_message(hello, 0.0)
+        self._hello = Hello(VOCABULARY, f"drafter {source}", max_requests, profile.max_nodes, 0)
         self.busy_ms = 0.0
         self._env = env
+        self._greet()
         self._generations = generations
         self._on_offer = on_offer
         self._inbox: list[bytes] = []
+        self._connection = 0  # messages of earlier ones are lost
+        self._stopped_until_ms = 0.0
         self._wake = env.event()
         env.process(self._draft())
         env.process(self._beat())
@@ -63,9 +64,39 @@ class Remote:
     def close(self, request: int) -> None:
         self._send(self.down, self.session.close_request(request, "finished"), self._receive)
 
+    def disconnect(self) -> None:
+        """The connection breaks or the drafter dies: what is under way is lost, both sides forget."""
+        self._connection += 1
+        self._inbox.clear()
+        self.drafter.reset()
+        self.session.end("disconnected")
+        for generation in self._generations.values():
+            generation.retire(self.source)
+
+    def reconnect(self, source: int) -> None:
+        """Dial again; to the verifier it is a new source."""
+        self.source = source
+        self._greet()
+        for generation in self._generations.values():
+            self.update(generation)
+
+    def stop(self, until_ms: float) -> None:
+        """The drafter's process stands still, its connection stays."""
+        self._stopped_until_ms = until_ms
+
+    def _greet(self) -> None:
+        now = self._env.now
+        self.session = verifier.Session(
+            self.source, str(self.source), vocabulary=VOCABULARY, now=now
+        )
+        self.session.on_message(self._hello, now)
+
     def _draft(self) -> Generator[simpy.Event, Any, None]:
         """One pass after another; what comes in the meantime is read between them."""
         while True:
+            if self._env.now < self._stopped_until_ms:
+                yield self._env.timeout(self._stopped_until_ms - self._env.now)
+                continue
             inbox, self._inbox = self._inbox, []
             for data in inbox:
                 self._send(self.up, self._answers(decode(data)), self._hear)
@@ -73,14 +104,15 @@ class Remote:
                 self._wake = self._env.event()
                 yield self._wake
                 continue
-            before = self.drafter.counters.num_tokens
+            before, connection = self.drafter.counters.num_tokens, self._connection
             messages = self.drafter.step()
             rows = self.drafter.counters.num_tokens - before
             if rows:
                 took_ms = self.profile.machine.time_ms(rows)
                 self.busy_ms += took_ms
                 yield self._env.timeout(took_ms)
-            self._send(self.up, messages, self._hear)
+            if connection == self._connection:
+                self._send(self.up, messages, self._hear)
 
     def _answers(self, message: Message) -> list[Message]:
         if isinstance(message, Ping):
@@ -88,8 +120,11 @@ class Remote:
         return self.drafter.on_message(message)
 
     def _beat(self) -> Generator[simpy.Event, Any, None]:
-        while self.session.ready:
+        while True:
+            was_ready = self.session.ready
             self._send(self.down, self.session.tick(self._env.now), self._receive)
+            if was_ready and not self.session.ready:  # silent for too long
+                self.disconnect()
             for generation in list(self._generations.values()):
                 self.update(generation)
             yield self._env.timeout(HEARTBEAT_MS)
@@ -102,7 +137,10 @@ class Remote:
             data = encode(message)
             arrival = self._env.timeout(way.arrival_ms(now, len(data)) - now, data)
             assert arrival.callbacks is not None
-            arrival.callbacks.append(lambda event: deliver(event.value))
+            connection = self._connection
+            arrival.callbacks.append(
+                lambda event: deliver(event.value) if connection == self._connection else None
+            )
 
     def _receive(self, data: bytes) -> None:
         """At the drafter."""

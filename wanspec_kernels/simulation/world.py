@@ -22,14 +22,14 @@ class World:
         self.target = Batcher(self.env, s.target, s.max_batch)
         self.home = Batcher(self.env, s.home, s.max_batch) if s.home is not None else None
         self.servings: dict[int, Serving] = {}
-        self._texts: dict[int, TracedText] = {}
+        self.texts: dict[int, TracedText] = {}
         self._left = s.requests
         self.remotes = [
             Remote(
                 self.env,
                 number,
                 profile,
-                TracedProposer(s.trace.vocab_size, self._texts),
+                TracedProposer(s.trace.vocab_size, self.texts),
                 generations=self.generations,
                 max_requests=s.requests,
                 seed=s.seed,
@@ -40,16 +40,16 @@ class World:
         for number in range(1, s.requests + 1):
             # Beyond the last token: what a tree may still reach.
             length = s.tokens + 2 * s.limits.max_depth
-            self._texts[number] = TracedText(s.trace, length, s.seed * 1_000_003 + number)
+            self.texts[number] = TracedText(s.trace, length, s.seed * 1_000_003 + number)
             self.servings[number] = Serving(
                 self.env,
                 number,
                 s,
-                self._texts[number],
+                self.texts[number],
                 estimates=self.estimates,
                 target=self.target,
                 home=self.home,
-                home_proposer=TracedProposer(s.trace.vocab_size, self._texts),
+                home_proposer=TracedProposer(s.trace.vocab_size, self.texts),
                 on_commit=self._on_commit,
                 on_finish=self._on_finish,
             )

@@ -58,6 +58,7 @@ class Estimates:
     _decided: float = 0.0
     _round_tokens: float = 0.0
     _round_ms: float = 0.0
+    _round_passes: float = 0.0
 
     @property
     def target_pass_ms(self) -> float:
@@ -97,8 +98,15 @@ class Estimates:
         self._tried = self.fading * self._tried + min(depth, num_accepted + 1)
         self._accepted = self.fading * self._accepted + num_accepted
 
-    def observe_round(self, tokens: int, ms: float, followed: int, left: int) -> None:
+    @property
+    def home_passes_per_token(self) -> float:
+        return self._round_passes / max(1.0, self._round_tokens)
+
+    def observe_round(
+        self, tokens: int, ms: float, followed: int, left: int, home_passes: int = 0
+    ) -> None:
         """Of the round's tokens the pool had followed some and not had others."""
+        self._round_passes = self.fading * self._round_passes + home_passes
         self._round_tokens = self.fading * self._round_tokens + tokens
         self._round_ms = self.fading * self._round_ms + ms
         self._followed = self.fading * self._followed + followed

@@ -16,6 +16,7 @@ from wanspec_kernels.verifier.pool import HOME, Kind, Outcome, Pool, Selection
 from wanspec_kernels.verifier.row_budget import RowBudget
 
 MAX_COMMITS_TIMED = 64
+SILENT_PASSES = 3  # of the target; a remote not heard for so long, and a reply more, has gone
 AHEAD_ROWS = 128  # of the tree that home sees while the target runs
 
 _NEWS = (Kind.NEW, Kind.LATE)
@@ -292,7 +293,9 @@ class Generation:
                 self.offenders[source] = outcome.reason
         followed, left = self.pool.followed - self._followed, self.pool.left - self._left
         self._followed, self._left = self.pool.followed, self.pool.left
-        self.estimates.observe_round(len(committed), pass_ms + idle_ms, followed, left)
+        self.estimates.observe_round(
+            len(committed), pass_ms + idle_ms, followed, left, self._home_passes
+        )
         self._phase = _Phase.IDLE
         self._selection = None
         self._free_ms = now
@@ -415,7 +418,24 @@ class Generation:
             tokens_per_ms=e.tokens_per_ms,
             home_passes=self._home_passes if self._home and not self._home_is_spent else None,
             home_is_busy=self._home_began_ms is not None,
+            home_passes_per_token=e.home_passes_per_token,
+            reply_ms=self._reply_ms(now),
             arrivals=self._arrivals(selection, now),
+        )
+
+    def _reply_ms(self, now: float) -> float | None:
+        """The soonest reply of a remote that has not fallen silent."""
+        patience_ms = SILENT_PASSES * self.estimates.target_pass_ms
+        return min(
+            (
+                pace.reply_ms
+                for source, pace in self.estimates.paces.items()
+                if source in self.pool.enrolled
+                and pace.reply_ms is not None
+                and pace.heard_ms is not None
+                and now - pace.heard_ms < pace.reply_ms + patience_ms
+            ),
+            default=None,
         )
 
     def _arrivals(self, selection: Selection, now: float) -> tuple[Arrival, ...]:
@@ -432,7 +452,7 @@ class Generation:
                 next_ms = self._committed_ms[length] + pace.reply_ms + pace.reply_deviation_ms
                 mass = selection.probabilities[0] if selection.depth == 0 else 0.0
             if next_ms is not None:
-                found.append(Arrival(next_ms, pace.every_ms, mass))
+                found.append(Arrival(next_ms, pace.every_ms, mass, source))
         return tuple(found)
 
     def _finish(self, reason: Literal["length", "stop"]) -> list[Action]:

@@ -1,6 +1,6 @@
 """The policies: never at home, always at home, the entropy gate, and expected gain."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wanspec_kernels.verifier.policy import Arrival, Decision, DraftAtHome, Verify, View, Wait
 
@@ -71,19 +71,34 @@ class ExpectedGain:
     probability `coverage`. Home may also draft while the target runs, which costs no time:
     it does where remotes cannot be heard in time for the next pass.
 
+    While a remote is heard, home makes at most so many passes a token as the remote is far: none to
+    speak of where a reply takes half a target pass, one where it takes three. Without this the
+    passes that always pay a little would be made even where a remote serves nearly as well.
+
     Nothing is ever stuck: waits add up to at most `max_wait_fraction` of a target pass a round, a
     source that is overdue is not waited for, home passes a round are bounded, and what remains is
     to verify.
     """
 
-    pass_price: float = 0.2  # tokens
-    ahead_price: float = 0.3  # tokens, of a pass while the target runs
+    pass_price: float = 0.45  # tokens
+    ahead_price: float = 0.75  # tokens, of the first pass while the target runs
+    more_ahead_price: float = 0.1  # and of those that follow
     max_wait_fraction: float = 0.4  # of a target pass, a round
     max_home_passes: int = 8  # a round
-    max_ahead_passes: int = 6  # while one target pass runs
+    max_ahead_passes: int = 12  # while one target pass runs
     max_levels: int = 8  # looked ahead
+    near_passes: float = 0.5  # of the target, in which a reply makes home needless,
+    far_passes: float = 3.0  # and in which it takes one pass a token
+    least_home_share: float = 0.03  # passes a token, however near the remote is,
+    most_home_share: float = 0.85  # and however far
 
     def decide(self, view: View) -> Decision:
+        if view.reply_ms is not None:
+            far = view.reply_ms / view.target_pass_ms - self.near_passes
+            share = max(self.least_home_share, far / (self.far_passes - self.near_passes))
+            share = min(share, self.most_home_share)
+            if view.home_passes_per_token > share:
+                view = replace(view, home_passes=None)
         return self._ahead(view) if view.verifying else self._now(view)
 
     def _now(self, view: View) -> Decision:
@@ -128,11 +143,11 @@ class ExpectedGain:
             return Verify()
         if view.left_ms < 0.5 * view.home_pass_ms:
             return Verify()
-        soonest_ms = min((a.next_ms for a in view.arrivals if a.open_mass > 0), default=1e9)
-        reachable = max(0.0, view.now_ms + view.left_ms - soonest_ms)
-        if reachable > 0.0:
-            return Verify()
-        if view.open_mass * view.coverage > self.ahead_price:
+        ends_ms = view.now_ms + view.left_ms
+        served = max((a.open_mass for a in view.arrivals if a.next_ms < ends_ms), default=0.0)
+        # A few passes only draft what this pass decides anyway: once begun, they go on.
+        price = self.ahead_price if done == 0 else self.more_ahead_price
+        if (view.open_mass - served) * view.coverage > price:
             return DraftAtHome(1)
         return Verify()
 

@@ -11,6 +11,7 @@ class Arrival:
     next_ms: float  # when it should be heard next, on the clock of `View.now_ms`
     every_ms: float  # between two additions to the tree
     open_mass: float  # probability that the path leaves the tree where this drafter grows it
+    source: int = -1  # who
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class View:
     tokens_per_ms: float  # over the last rounds
     home_passes: int | None  # since the last commit; None: there is no drafter at home
     home_is_busy: bool  # with a draft asked for earlier
+    home_passes_per_token: float = 0.0  # over the last rounds
+    reply_ms: float | None = None  # of the nearest remote heard lately; None: there is none
     arrivals: tuple[Arrival, ...] = ()
 
 

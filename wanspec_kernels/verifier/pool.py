@@ -193,6 +193,16 @@ class Pool:
             bytes(codes),
         )
 
+    def follow(self, path: Sequence[int]) -> tuple[int, bool, frozenset[int]]:
+        """How far a path leads, whether nothing hangs there, and who brought that node."""
+        node, depth = self._root, 0
+        for token in path:
+            child = node.children.get(token)
+            if child is None:
+                break
+            node, depth = child, depth + 1
+        return depth, not node.children, frozenset(node.sources)
+
     def content(self) -> dict[tuple[int, ...], tuple[frozenset[int], dict[int, Expansion]]]:
         """By path below the root: the sources, and their draws (tokens in place of indices)."""
         found = {}
