@@ -65,7 +65,7 @@ class Remote:
         self._send(self.down, self.session.close_request(request, "finished"), self._receive)
 
     def disconnect(self) -> None:
-        """The connection breaks or the drafter dies: what is under way is lost, both sides forget."""
+        """The connection breaks or the drafter dies: what is under way is lost."""
         self._connection += 1
         self._inbox.clear()
         self.drafter.reset()
@@ -132,15 +132,17 @@ class Remote:
     def _send(
         self, way: OneWay, messages: Iterable[Message], deliver: Callable[[bytes], None]
     ) -> None:
-        now = self._env.now
+        now, connection = self._env.now, self._connection
+
+        def arrives(event: simpy.Event) -> None:
+            if connection == self._connection:
+                deliver(event.value)
+
         for message in messages:
             data = encode(message)
             arrival = self._env.timeout(way.arrival_ms(now, len(data)) - now, data)
             assert arrival.callbacks is not None
-            connection = self._connection
-            arrival.callbacks.append(
-                lambda event: deliver(event.value) if connection == self._connection else None
-            )
+            arrival.callbacks.append(arrives)
 
     def _receive(self, data: bytes) -> None:
         """At the drafter."""
