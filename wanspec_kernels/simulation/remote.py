@@ -1,7 +1,7 @@
 """Remote: a drafter elsewhere in virtual time, with its link and the verifier's session for it."""
 
 from collections.abc import Callable, Generator, Iterable
-from typing import Any
+from typing import Any, cast
 
 import simpy
 
@@ -136,7 +136,7 @@ class Remote:
 
         def arrives(event: simpy.Event) -> None:
             if connection == self._connection:
-                deliver(event.value)
+                deliver(cast("bytes", event.value))
 
         for message in messages:
             data = encode(message)

@@ -71,35 +71,43 @@ class ExpectedGain:
     probability `coverage`. Home may also draft while the target runs, which costs no time:
     it does where remotes cannot be heard in time for the next pass.
 
-    While a remote is heard, home makes at most so many passes a token as the remote is far: none to
-    speak of where a reply takes half a target pass, one where it takes three. Without this the
-    passes that always pay a little would be made even where a remote serves nearly as well.
+    While a remote is heard, home stops working ahead once it makes so many passes a token as the
+    remote is far: none to speak of where a reply takes half a target pass, one where it takes
+    three. Within one target pass it stops altogether. Without this the passes that always pay a
+    little would be made even where a remote serves nearly as well.
 
     Nothing is ever stuck: waits add up to at most `max_wait_fraction` of a target pass a round, a
     source that is overdue is not waited for, home passes a round are bounded, and what remains is
     to verify.
     """
 
-    pass_price: float = 0.45  # tokens
+    pass_price: float = 0.5  # tokens
     ahead_price: float = 0.75  # tokens, of the first pass while the target runs
-    more_ahead_price: float = 0.1  # and of those that follow
+    more_ahead_price: float = 0.45  # and of those that follow
     max_wait_fraction: float = 0.4  # of a target pass, a round
     max_home_passes: int = 8  # a round
     max_ahead_passes: int = 12  # while one target pass runs
     max_levels: int = 8  # looked ahead
     near_passes: float = 0.5  # of the target, in which a reply makes home needless,
     far_passes: float = 3.0  # and in which it takes one pass a token
-    least_home_share: float = 0.03  # passes a token, however near the remote is,
-    most_home_share: float = 0.85  # and however far
+    least_home_share: float = 0.025  # passes a token, however near the remote is,
+    most_home_share: float = 0.92  # and however far
 
     def decide(self, view: View) -> Decision:
-        if view.reply_ms is not None:
-            far = view.reply_ms / view.target_pass_ms - self.near_passes
-            share = max(self.least_home_share, far / (self.far_passes - self.near_passes))
-            share = min(share, self.most_home_share)
-            if view.home_passes_per_token > share:
-                view = replace(view, home_passes=None)
+        if self._made_enough(view):
+            view = replace(view, home_passes=None)
         return self._ahead(view) if view.verifying else self._now(view)
+
+    def _made_enough(self, view: View) -> bool:
+        """Home has made the passes that so near a remote leaves it."""
+        if view.reply_ms is None:
+            return False
+        far = view.reply_ms / view.target_pass_ms
+        if far > 1.0 and not view.verifying:
+            return False  # a remote that missed is not back before the next pass
+        share = (far - self.near_passes) / (self.far_passes - self.near_passes)
+        share = min(max(share, self.least_home_share), self.most_home_share)
+        return view.home_passes_per_token > share
 
     def _now(self, view: View) -> Decision:
         best, decision = 0.0, Verify()  # gain over verifying what is here

@@ -325,7 +325,7 @@ class Pool:
             self._charges[source] += 1
             if node is None:
                 self._arrivals += 1
-                node = above.children[token] = PoolNode(token, self._arrivals)
+                node = above.add_child(token, self._arrivals)
                 new_nodes += 1
             node.sources[source] = code
             placed.append(node)
@@ -397,7 +397,7 @@ class Pool:
             self._charges[source] += 1
         if node is None:
             self._arrivals += 1
-            node = above.children[token] = PoolNode(token, self._arrivals)
+            node = above.add_child(token, self._arrivals)
         node.sources[source] = UNKNOWN
         return node
 
@@ -413,7 +413,7 @@ class Pool:
         if self._charges[source] + charge <= self._max_source_nodes:
             self._charges[source] += charge
             self._arrivals += 1
-            node.groups[source] = (self._arrivals, group)
+            node.add_group(source, self._arrivals, group)
         return True
 
     def _count(self) -> None:

@@ -15,15 +15,31 @@ class Group(NamedTuple):
     weights: tuple[int, ...]
 
 
+_NO_GROUPS: dict[int, tuple[int, Group]] = {}  # never written to
+_NO_CHILDREN: dict[int, "PoolNode"] = {}
+
+
 class PoolNode:
     __slots__ = ("children", "groups", "order", "sources", "token")
 
     def __init__(self, token: int, order: int) -> None:
         self.token = token
         self.order = order  # of first arrival; a parent's is lower than its children's
-        self.children: dict[int, PoolNode] = {}
+        # Most nodes are leaves: fewer objects are less work for Python's collector.
+        self.children = _NO_CHILDREN
         self.sources: dict[int, int] = {}  # in order of arrival: the best code each gave it
-        self.groups: dict[int, tuple[int, Group]] = {}  # by source: order of arrival, draws
+        self.groups = _NO_GROUPS  # by source: order of arrival, draws
+
+    def add_child(self, token: int, order: int) -> "PoolNode":
+        if self.children is _NO_CHILDREN:
+            self.children = {}
+        node = self.children[token] = PoolNode(token, order)
+        return node
+
+    def add_group(self, source: int, order: int, group: Group) -> None:
+        if self.groups is _NO_GROUPS:
+            self.groups = {}
+        self.groups[source] = (order, group)
 
     def below(self) -> Iterator[tuple["PoolNode", "PoolNode"]]:
         """Every node below it with its parent, parents first."""
