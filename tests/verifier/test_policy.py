@@ -54,11 +54,15 @@ RUNNING = {"verifying": True, "left_ms": 30.0}
         ({**RUNNING, "home_is_busy": True}, Verify()),
         ({**RUNNING, "home_passes": 12}, Verify()),
         ({**RUNNING, **DEEP, "open_mass": 0.3}, Verify()),
-        ({**RUNNING, **DEEP, "open_mass": 0.3, "home_passes": 2}, DraftAtHome(1)),  # begun
+        ({**RUNNING, **DEEP, "open_mass": 0.3, "home_passes": 2}, Verify()),
+        ({**RUNNING, **DEEP, "open_mass": 0.6, "home_passes": 2}, DraftAtHome(1)),  # begun
         # A near remote leaves home little to do; a far one more.
         ({"reply_ms": 17.0, "home_passes_per_token": 0.1}, Verify()),
         ({"reply_ms": 60.0, "home_passes_per_token": 0.1}, DraftAtHome(1)),
-        ({"reply_ms": 900.0, "home_passes_per_token": 0.9}, Verify()),
+        ({"reply_ms": 60.0, "home_passes_per_token": 0.9}, DraftAtHome(1)),
+        ({**RUNNING, "reply_ms": 60.0, "home_passes_per_token": 0.9}, Verify()),
+        ({**RUNNING, "reply_ms": 900.0, "home_passes_per_token": 0.9}, DraftAtHome(1)),
+        ({**RUNNING, "reply_ms": 900.0, "home_passes_per_token": 1.2}, Verify()),
         ({**RUNNING, "left_ms": 1.0}, Verify()),
         ({**RUNNING, "arrivals": NOTHING_HERE_SOON}, Verify()),  # a remote sees to it
     ],
@@ -70,8 +74,8 @@ def test_expected_gain(changes, expected):
 
 def test_dearer_passes_are_fewer():
     def passes(price):
-        view, done = VIEW, 0
-        policy = ExpectedGain(pass_price=price)
+        view, done = replace(VIEW, reply_ms=20.0), 0
+        policy = ExpectedGain(pass_price=price, near_passes=0.0, far_passes=0.5)
         while isinstance(policy.decide(view), DraftAtHome):
             done += 1
             mass = view.open_mass * view.coverage

@@ -66,7 +66,7 @@ class ExpectedGain:
 
     A millisecond costs the tokens that are decoded in one on average, so that the best choice of
     each round is the best in the long run; a draft pass at home costs `pass_price` tokens more,
-    the capacity it takes. One pass more at home, or one addition more from a remote, is expected
+    the capacity it takes from others, while there is a remote to take it over. One pass more at home, or one addition more from a remote, is expected
     to hold the next token of the paths that now run out of the tree (`open_mass`) with
     probability `coverage`. Home may also draft while the target runs, which costs no time:
     it does where remotes cannot be heard in time for the next pass.
@@ -121,7 +121,9 @@ class ExpectedGain:
                 best, decided = gain, Wait(until_ms)
         if view.home_passes is not None:
             left = min(levels, self.max_home_passes - view.home_passes)
-            cost = view.tokens_per_ms * view.home_pass_ms + self.pass_price
+            # Where no remote is heard a pass saved at home is saved by nobody.
+            price = 0.0 if view.reply_ms is None else self.pass_price
+            cost = view.tokens_per_ms * view.home_pass_ms + price
             gain, mass = 0.0, view.open_mass
             for _ in range(left):
                 mass *= view.coverage
