@@ -66,10 +66,11 @@ class ExpectedGain:
 
     A millisecond costs the tokens that are decoded in one on average, so that the best choice of
     each round is the best in the long run; a draft pass at home costs `pass_price` tokens more,
-    the capacity it takes from others, while there is a remote to take it over. One pass more at home, or one addition more from a remote, is expected
-    to hold the next token of the paths that now run out of the tree (`open_mass`) with
-    probability `coverage`. Home may also draft while the target runs, which costs no time:
-    it does where remotes cannot be heard in time for the next pass.
+    the capacity it takes from others, while there is a remote to take it over. One pass more at
+    home, or one addition more from a remote, is expected to hold the next token of the paths that
+    now run out of the tree (`open_mass`) with probability `coverage`. Home may also draft while the
+    target runs, which costs no time: it does where remotes cannot be heard in time for the next
+    pass.
 
     While a remote is heard, home stops working ahead once it makes so many passes a token as the
     remote is far: none to speak of where a reply takes half a target pass, one where it takes
