@@ -290,17 +290,18 @@ class Growth:
         shape = self.shape
         logs = self._calibration.logs
         most = shape.max_root_children if node is self._root else shape.max_children
+        worth = 0.0  # of the candidate before: what was learnt may not turn the model's own order
         for i, (token, p) in enumerate(
             zip(row.token_ids[:most], row.probabilities[:most], strict=True)
         ):
             if i == 0 or p >= shape.min_probability:
                 code = code_of(p)
+                worth = min(worth, logs[code])
                 known = node.children.get(token)
                 if known is not None:  # grafted: the verifier has it
                     known.code = code
                     continue
-                log_probability = node.log_probability + logs[code]
-                self._held_back.append((log_probability, node, token, code))
+                self._held_back.append((node.log_probability + worth, node, token, code))
 
     def _admit(self) -> None:
         """Make nodes of the likeliest candidates as far as the budget goes."""
