@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 
-from drafter.candidates import Ranker
 from drafter.growth import Growth, GrowthShape
-from drafter.passes import Drafting, Model, run_pass
-from wanspec_kernels.protocol import MAX_DRAFT_NODES, Draft, Open
+from drafter.passes import Drafting, Model, Proposer, proposer_of, run_pass
+from wanspec_kernels.protocol import Draft, Open
 
 
 @dataclass(slots=True)
@@ -24,34 +23,36 @@ class HomeDrafter:
     Safe to call from several threads; calls then wait for each other.
     """
 
-    def __init__(self, model: Model, *, shape: GrowthShape | None = None) -> None:
-        self._model = model
+    def __init__(self, model: Model | Proposer, *, shape: GrowthShape | None = None) -> None:
+        self._proposer = proposer_of(model)
         self._shape = shape or GrowthShape()
-        self._ranker = Ranker()
         self._entries: dict[int, _Entry] = {}
         self._lock = Lock()
 
     def open(self, request: Open) -> None:
-        """Begin a request; nothing is computed yet. Its `max_nodes` counts up to one DRAFT's.
+        """Begin a request; nothing is computed yet.
 
         Raises:
             ValueError: it wants more draws of a node than the tree may have nodes.
         """
         growth = Growth(
             request,
-            max_positions=self._model.max_positions,
-            max_nodes=MAX_DRAFT_NODES,
+            max_positions=self._proposer.max_positions,
+            max_nodes=request.max_nodes,
             shape=self._shape,
         )
-        drafting = Drafting(growth, self._model.new_store())
+        drafting = Drafting(growth, self._proposer.new_store())
         with self._lock:
             self._entries[request.request] = _Entry(drafting, list(request.token_ids))
 
-    def draft(self, request: int, token_ids: Sequence[int], passes: int) -> Draft:
-        """The whole tree below the text `token_ids` after at most `passes` more passes.
+    def draft(
+        self, request: int, token_ids: Sequence[int], passes: int, known: Draft | None = None
+    ) -> list[Draft]:
+        """What at most `passes` more passes add below the text `token_ids`.
 
-        A pass that only takes in part of a text not seen yet does not count. The tree may be empty:
-        the text is past the model's positions, or the budget is spent.
+        `known` is what others drafted there: it is grown on, and only what is new comes back. A
+        pass that only takes in part of a text not seen yet does not count. Nothing may come: the
+        text is past the model's positions, or the budget is spent.
 
         Raises:
             KeyError: the request is not open.
@@ -60,18 +61,16 @@ class HomeDrafter:
             entry = self._entries[request]
             self._catch_up(entry, token_ids)
             growth = entry.drafting.growth
+            if known is not None:
+                growth.graft(known)
             while passes > 0:
-                result = run_pass(self._model, self._ranker, [entry.drafting])
+                result = run_pass(self._proposer, [entry.drafting])
                 if result.failures:
                     raise result.failures[0][1]
                 if result.num_tokens == 0:
                     break
                 passes -= growth.caught_up
-            growth.unsend()
-            drafts = growth.take_drafts()
-        if drafts:
-            return drafts[0]
-        return Draft(request, growth.length, growth.check, (), ())
+            return growth.take_drafts()
 
     def close(self, request: int) -> None:
         """Forget a request; an unknown one is none of our business."""

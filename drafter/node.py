@@ -9,8 +9,10 @@ class Node:
     __slots__ = (
         "alive",
         "children",
+        "code",
         "drawn",
         "expanded",
+        "grafted",
         "index",
         "log_probability",
         "parent",
@@ -20,15 +22,19 @@ class Node:
         "weights",
     )
 
-    def __init__(self, token: int, parent: Node | None, index: int, log_probability: float) -> None:
+    def __init__(
+        self, token: int, parent: Node | None, index: int, log_probability: float, code: int = 0
+    ) -> None:
         self.token = token
         self.parent = parent  # None at the root
         self.index = index  # of its token in the text, should it be committed
         self.log_probability = log_probability  # of the path, up to a constant of the whole tree
+        self.code = code  # `confidence` of it given its parent, as the model has it
         self.children: dict[int, Node] = {}
         self.slot = -1  # of its keys and values, -1 before they are computed
         self.expanded = False
         self.alive = True
+        self.grafted = False  # the verifier told us of it
         # Under `rejection`, once expanded: tokens in the order drawn, and what they were drawn
         # from.
         self.drawn: tuple[int, ...] = ()
@@ -41,6 +47,15 @@ class Node:
         while node is not None and node.parent is not None:
             yield node.slot
             node = node.parent
+
+    def path(self) -> tuple[int, ...]:
+        """Tokens below the root, its own last."""
+        tokens: list[int] = []
+        node: Node | None = self
+        while node is not None and node.parent is not None:
+            tokens.append(node.token)
+            node = node.parent
+        return tuple(reversed(tokens))
 
     def below(self) -> Iterator[Node]:
         """All nodes below it, parents before children."""

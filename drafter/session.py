@@ -6,9 +6,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from drafter.candidates import Ranker
 from drafter.growth import Growth, GrowthShape
-from drafter.passes import Drafting, Model, run_pass
+from drafter.passes import Drafting, Model, Proposer, proposer_of, run_pass
 from wanspec_kernels.protocol import (
     Close,
     Commit,
@@ -61,13 +60,16 @@ class Session:
     """
 
     def __init__(
-        self, model: Model, *, limits: Limits | None = None, shape: GrowthShape | None = None
+        self,
+        model: Model | Proposer,
+        *,
+        limits: Limits | None = None,
+        shape: GrowthShape | None = None,
     ) -> None:
         self.counters = Counters()
-        self._model = model
+        self._proposer = proposer_of(model)
         self._limits = limits or Limits()
         self._shape = shape or GrowthShape()
-        self._ranker = Ranker()
         self._entries: dict[int, _Entry] = {}
         self._busy = False
 
@@ -101,7 +103,7 @@ class Session:
     def step(self) -> list[Message]:
         """One pass over all requests; the DRAFTs it gave, and ERRORs of requests it failed for."""
         live = {id(e.drafting): e for e in self._entries.values() if not e.lost}
-        result = run_pass(self._model, self._ranker, [e.drafting for e in live.values()])
+        result = run_pass(self._proposer, [e.drafting for e in live.values()])
         self._busy = result.num_tokens > 0
         self.counters.num_passes += self._busy
         self.counters.num_tokens += result.num_tokens
@@ -164,11 +166,11 @@ class Session:
             return _Entry(message, entry.drafting)
         growth = Growth(
             message,
-            max_positions=self._model.max_positions,
+            max_positions=self._proposer.max_positions,
             max_nodes=self._limits.max_nodes,
             shape=self._shape,
         )
-        return _Entry(message, Drafting(growth, self._model.new_store()))
+        return _Entry(message, Drafting(growth, self._proposer.new_store()))
 
     def _has_room(self) -> bool:
         if len(self._entries) >= self._limits.max_requests:
@@ -181,14 +183,14 @@ class Session:
     def _problem(self, token_ids: Sequence[int], length: int = 0) -> Error | None:
         """Why the model cannot take `token_ids` after a text of `length`."""
         length += len(token_ids)
-        if length > self._model.max_positions:
-            most = self._model.max_positions
+        if length > self._proposer.max_positions:
+            most = self._proposer.max_positions
             return Error.of(
                 ErrorCode.CAPACITY, f"text: expected at most {most} tokens, got {length}"
             )
         largest = max(token_ids)
-        if largest >= self._model.vocab_size:
-            most = self._model.vocab_size - 1
+        if largest >= self._proposer.vocab_size:
+            most = self._proposer.vocab_size - 1
             return Error.of(ErrorCode.MALFORMED, f"token: expected 0..{most}, got {largest}")
         return None
 

@@ -69,6 +69,7 @@ class _Trie:
             tuple(node.token for node in self._nodes),
             tuple(index[node.parent] for node in self._nodes if node.parent is not None),
             tuple(expansions),
+            bytes(node.code for node in self._nodes),
         )
 
 

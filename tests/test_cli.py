@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tests.tiny_models import make_tiny_model
 from wanspec_kernels.cli import app
+from wanspec_kernels.simulation.traces import load
 
 REPORT_KEYS = {
     "tokens", "target_passes", "tokens_per_target_pass", "identical_to_target_alone",
@@ -138,3 +139,42 @@ def test_an_unrelated_failure_of_a_drafter_is_told(tmp_path):
     assert done.returncode == 2
     assert "nothing" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_simulate_prints_one_object():
+    result = CliRunner().invoke(
+        app,
+        ["simulate", "--tokens", "40", "--no-baselines", "--json", "--trace", "bundled"],
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["measures"]["exact"]
+    assert report["measures"]["latency_ms"] < 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trace", "nowhere.npz"], "nowhere.npz"),
+        (["--trace", "synthetic:2"], "top_1: expected"),
+        (["--round-trip-ms", "far"], "far"),
+    ],
+)
+def test_simulate_names_what_is_wrong(options, message):
+    result = CliRunner().invoke(app, ["simulate", *options])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_trace_records_a_pair(tmp_path):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps([{"text": "def quicksort(items):\n"}]))
+    path = tmp_path / "pair.npz"
+    options = ["--prompts", str(prompts), "--tokens", "12", "--seeds", "2", "--device", "cpu"]
+    result = CliRunner().invoke(app, ["trace", str(path), *options])
+    assert result.exit_code == 0, result.output
+    recorded = load(str(path))
+    assert recorded.text_indptr.tolist() == [0, 12, 24]
+    assert (recorded.token_ids[:12] != recorded.token_ids[12:]).any()
+    assert recorded.top(16) > 0.5
+    assert set(recorded.off_depths.tolist()) == {1, 2, 3}

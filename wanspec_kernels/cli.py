@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from wanspec_kernels import keys
+from wanspec_kernels.commands.failure import fail
+from wanspec_kernels.commands.simulate import simulate
+from wanspec_kernels.commands.trace import trace
 from wanspec_kernels.text_stream import TextStream
 
 app = typer.Typer(
@@ -21,6 +24,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.command()(trace)
+app.command()(simulate)
 
 
 class Rule(StrEnum):
@@ -43,7 +50,7 @@ def keygen(
     try:
         secret = keys.generate(folder, name)
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(f"{secret.with_suffix('.key')}  public: give it to the other side")
     typer.echo(f"{secret}  secret: keep it here")
 
@@ -78,9 +85,9 @@ def generate(
     from wanspec_kernels.assembly import Pair
 
     if bind is not None and (key is None or allowed is None):
-        _fail("--bind: expected --key and --allowed with it")
+        fail("--bind: expected --key and --allowed with it")
     if wait_for_drafters and bind is None:
-        _fail("--wait-for-drafters: expected --bind with it")
+        fail("--wait-for-drafters: expected --bind with it")
     text = sys.stdin.read() if prompt == "-" else prompt
     try:
         # The keys first: a large model takes minutes to load.
@@ -88,7 +95,7 @@ def generate(
         allow_list = keys.AllowList(allowed) if allowed else None
         pair = Pair.load(model, home_draft or None, device)
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
 
     stream = TextStream(pair.target.tokenizer)
 
@@ -131,7 +138,7 @@ def generate(
     try:
         asyncio.run(run())
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command()
@@ -186,14 +193,14 @@ def demo(
             ),
         )
     except (OSError, ValueError, RuntimeError) as error:
-        _fail(str(error))
+        fail(str(error))
     if json_:
         print(json.dumps(report))
     else:
         console.print("\n")
         console.print(display.table(report, target_pass_ms, rule))
     if rule is Rule.match and not report["identical_to_target_alone"]:
-        _fail("the text differs from the target's own", status=1)
+        fail("the text differs from the target's own", status=1)
 
 
 def _held_out_prompts() -> tuple[tuple[str, str], ...]:
@@ -207,13 +214,8 @@ def _round_trips(text: str, count: int) -> tuple[float, ...]:
     except ValueError:
         values = []
     if not values or not all(0 <= value <= 10_000 for value in values):
-        _fail(f"--round-trip-ms: expected numbers of ms up to 10000, as in 20,60, got {text!r}")
+        fail(f"--round-trip-ms: expected numbers of ms up to 10000, as in 20,60, got {text!r}")
     return tuple((values + values[-1:] * count)[:count])
-
-
-def _fail(message: str, status: int = 2) -> NoReturn:
-    typer.echo(f"wanspec: {message}", err=True)
-    raise typer.Exit(status)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 
 ALLOWED = {
     "bundled",
+    "confidence",
     "extension",  # by way of tree, which looks for it on a GPU only
     "keys",
     "noise",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from drafter.candidates import Candidates
 from drafter.growth import Growth, GrowthShape
 from drafter.plan import Plan
+from wanspec_kernels.confidence import Calibration, code_of
 from wanspec_kernels.protocol import MAX_DRAFT_NODES, Draft, Open, check_of, decode, encode
 
 VOCAB = 12
@@ -260,7 +261,7 @@ def test_thousands_of_commits_leak_nothing():
     growth.commit([VOCAB])
     assert growth.num_nodes == 0
     assert growth.num_slots_taken <= len(text)
-    assert growth._slots.high_water <= len(text) + 1 + 16
+    assert growth._layout.slots.high_water <= len(text) + 1 + 16
     assert not growth._unexpanded
     assert not growth._held_back
 
@@ -355,3 +356,13 @@ def test_probabilities_of_paths_multiply():
     growth.absorb(plan, [Candidates((5,), (0.25,))])
     (node,) = [n for n in growth._root.below() if n.token == 5]
     assert math.isclose(node.log_probability, math.log(0.125))
+
+
+def test_what_was_learnt_does_not_turn_the_models_order():
+    calibration = Calibration()
+    for _ in range(50):  # what is claimed with 0.2 is always right, with 0.6 never
+        calibration.observe([code_of(0.6), code_of(0.2)], code_of(0.2))
+    assert calibration.table[code_of(0.2)] > 2 * calibration.table[code_of(0.6)]
+    growth = grow(open_request(), calibration=calibration)
+    growth.absorb(growth.plan(), [Candidates((4, 5), (0.6, 0.2))])
+    assert paths_of(growth.take_drafts()[0]) == [(4,), (5,)]

@@ -29,7 +29,7 @@ hello = st.builds(
     vocabulary=st.binary(min_size=32, max_size=32),
     model=line,
     max_requests=st.integers(1, 4096),
-    max_nodes=st.integers(1, 1024),
+    max_nodes=st.integers(1, 4096),
     clock_us=clock,
 )
 welcome = st.builds(
@@ -53,7 +53,7 @@ def opens(draw: st.DrawFn) -> Open:
         top_p=draw(st.floats(0, 1, exclude_min=True)),
         min_p=draw(st.floats(0, 1)),
         seed=None if rejection else draw(st.none() | st.integers(-(2**63), 2**63 - 1)),
-        max_nodes=draw(st.integers(1, 1024)),
+        max_nodes=draw(st.integers(1, 4096)),
         max_depth=draw(st.integers(1, 64)),
         num_draws=draw(st.integers(1, 64)) if rejection else 0,
         replacement=rejection and draw(st.booleans()),
@@ -86,6 +86,7 @@ def drafts(draw: st.DrawFn) -> Draft:
         token_ids=tuple(token_ids),
         parents=tuple(parents),
         expansions=tuple(expansions),
+        confidences=draw(st.just(b"") | st.binary(min_size=len(parents), max_size=len(parents))),
     )
 
 

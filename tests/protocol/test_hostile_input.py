@@ -156,7 +156,7 @@ def test_size_is_refused_before_anything_is_read() -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ({"v": 2}, UnsupportedVersion, "v: expected 1, got 2"),
+        ({"v": 3}, UnsupportedVersion, "v: expected 2, got 3"),
         ({"v": True}, MalformedMessage, "v: expected a version, got True"),
         ({"v": None}, MalformedMessage, "v: expected a version"),
         ({"t": "drift"}, MalformedMessage, "t: expected one of hello, .*, got 'drift'"),
@@ -176,6 +176,8 @@ def test_size_is_refused_before_anything_is_read() -> None:
         ({"x": b"\0\0\xff\xff\1\0"}, LimitExceeded, "at most 64 draws from 64 tokens"),
         ({"x": b"\0\0\0\0\0\0" * 5}, LimitExceeded, "expansions: expected at most 4"),
         ({"x": b"\0\0\0\0\0\0" * 1000}, LimitExceeded, "expansions: expected at most 257"),
+        ({"w": "abc"}, MalformedMessage, "confidences: expected bytes, got 'abc'"),
+        ({"w": b"\0\0"}, MalformedMessage, "confidences: expected 3 or none, got 2"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -194,7 +196,7 @@ def test_missing_keys_are_named() -> None:
 
 def test_a_future_version_may_have_other_fields() -> None:
     with pytest.raises(UnsupportedVersion):
-        decode(msgpack.packb({"v": 2, "t": "hullo", "new": 1}))
+        decode(msgpack.packb({"v": 3, "t": "hullo", "new": 1}))
 
 
 def test_a_huge_text_does_not_reach_the_error() -> None:

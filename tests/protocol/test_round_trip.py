@@ -161,7 +161,7 @@ def wide(length: int) -> dict[str, object]:
         ({"num_draws": MAX_DRAWS + 1}, "num_draws"),
         ({"replacement": 0}, "replacement: expected true or false, got 0"),
         ({"max_nodes": 0}, "max_nodes"),
-        ({"max_nodes": 1025}, "max_nodes"),
+        ({"max_nodes": 4097}, "max_nodes"),
         ({"max_depth": 0}, "max_depth"),
         ({"max_depth": MAX_DEPTH + 1}, "max_depth"),
     ],

@@ -48,6 +48,7 @@ def test_the_worked_example() -> None:
         token_ids=(7, 8, 9),
         parents=(-1, -1, 0),
         expansions=(Expansion(-1, (0, 1), (7, 8, 50), (40000, 20000, 5536)),),
+        confidences=bytes([11, 28, 2]),
     )
     data = bytes.fromhex(block)
     assert decode(data) == message

@@ -90,11 +90,11 @@ class FakeHome:
     def open(self, request):
         self.opened.append(request)
 
-    def draft(self, request, token_ids, passes):
+    def draft(self, request, token_ids, passes, known=None):
         if self.failures:
             self.failures -= 1
             raise RuntimeError("the home drafter is out of order")
-        return guess(self.rng, token_ids, self.skill, passes, request=request)
+        return [guess(self.rng, token_ids, self.skill, passes, request=request)]
 
     def close(self, request):
         assert self.opened[-1].request == request

@@ -1,8 +1,10 @@
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from wanspec_kernels.confidence import code_of
 from wanspec_kernels.protocol import Draft, check_of
 from wanspec_kernels.tree import DraftTree, Expansion
 from wanspec_kernels.verifier.pool import HOME, MAX_EARLY_DRAFTS, Kind, Pool, Selection
@@ -191,14 +193,65 @@ def test_a_flood_leaves_room_for_the_others():
     assert selection.depth_of(2) == 4
 
 
-def test_selection_takes_what_came_first_up_to_the_depth():
+def sure(text, tokens, *probabilities):
+    codes = bytes(code_of(p) for p in probabilities)
+    return replace(chain(text, tokens), confidences=codes)
+
+
+def test_selection_takes_what_is_likeliest_up_to_the_depth():
     pool = make_pool(sources=(1,))
-    pool.offer(1, chain(PROMPT, (4, 5, 6)))
-    pool.offer(1, chain(PROMPT, (7,)))
+    pool.offer(1, sure(PROMPT, (4, 5, 6), 0.7, 0.9, 0.1))
+    pool.offer(1, sure(PROMPT, (7,), 0.25))
     assert pool.select(64, 2).tree.token_ids == (3, 4, 5, 7)
     assert pool.select(3, 9).tree.token_ids == (3, 4, 5)
+    whole = pool.select(64, 9)
+    assert whole.probabilities == pytest.approx((1, 0.7, 0.63, 0.25, 0.063), rel=0.05)
+    assert whole.expected_tokens == pytest.approx(2.64, rel=0.05)
+    # The path may run out below 7 and below 6; at 5 another token than 6 is a miss.
+    assert whole.open_mass == pytest.approx(0.313, rel=0.05)
+    assert pool.select(64, 2).open_mass == pytest.approx(0.25, rel=0.05)
     selection = pool.select(1, 9)
-    assert selection == Selection(selection.tree, ((),), (0,))
+    assert selection == Selection(selection.tree, ((),), (0,), (1.0,), ())
+
+
+def test_a_source_that_is_too_sure_is_found_out():
+    calibrations = {}
+    text = list(PROMPT)
+    for token in range(10, 60):  # 1 claims much and is always wrong, 2 claims little and is right
+        pool = Pool(7, text, vocab_size=100, calibrations=calibrations)
+        for source in (1, 2):
+            pool.enrol(source)
+        pool.offer(1, sure(text, (1, 2, 3), 0.95, 0.95, 0.95))
+        pool.offer(2, sure(text, (token,), 0.4))
+        taken = pool.select(3, 9).tree.token_ids[1:]
+        pool.commit([token])
+        text.append(token)
+    assert taken[0] == 59
+    assert calibrations[1].table[code_of(0.95)] < 0.1
+    assert calibrations[2].table[code_of(0.4)] > 0.8
+
+
+def test_the_best_confidence_of_a_source_counts_in_any_order():
+    pools = [make_pool() for _ in range(2)]
+    drafts = [sure(PROMPT, (4,), p) for p in (0.5, 0.9, 0.7)]
+    for pool, order in zip(pools, (drafts, drafts[::-1]), strict=True):
+        for draft in order:
+            pool.offer(1, draft)
+        assert pool.codes() == {(4,): {1: code_of(0.9)}}
+
+
+def test_a_selection_comes_back_as_a_draft_to_grow_on():
+    pool = make_pool()
+    pool.offer(1, sure(PROMPT, (4, 5), 0.7, 0.9))
+    pool.offer(2, sure(PROMPT, (6,), 0.2))
+    draft = pool.as_draft(pool.select(64, 9))
+    assert make_pool().offer(1, draft).new_nodes == 3
+    assert draft.confidences == bytes(map(code_of, (0.7, 0.9, 0.2)))
+
+
+def test_selections_edges():
+    pool = make_pool(sources=(1,))
+    pool.offer(1, chain(PROMPT, (4, 5, 6)))
     tree = pool.select(64, 9).tree
     DraftTree.build([(tree.token_ids, tree.parents)])
 

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from wanspec_kernels.confidence import UNKNOWN
 from wanspec_kernels.protocol import Draft, check_of
 from wanspec_kernels.tree import DraftTree, Expansion
 from wanspec_kernels.verifier.pool import MAX_EARLY_DRAFTS, Kind, Pool
@@ -97,7 +98,16 @@ class MergingMachine(RuleBasedStateMachine):
             expansions.append(Expansion(parent, children, (0, 1, 2), (1, 1, 1)))
         check = check_of(text) ^ (wrong_check == 0)
         parents = tuple(nodes.index(n[:-1]) if n[:-1] else -1 for n in nodes)
-        draft = Draft(1, base, check, tuple(n[-1] for n in nodes), parents, tuple(expansions))
+        codes = bytes((7 * source + sum(n) + len(choices)) % 40 for n in nodes)
+        draft = Draft(
+            1,
+            base,
+            check,
+            tuple(n[-1] for n in nodes),
+            parents,
+            tuple(expansions),
+            b"" if self.rejection or wrong_check == 1 else codes,
+        )
         if expansions and choices:
             # What was said before need not be said again.
             fewer = replace(draft, expansions=tuple(expansions[1:]))
@@ -139,6 +149,28 @@ class MergingMachine(RuleBasedStateMachine):
             content = self.pool.content()
             got = {p: (s if p else frozenset(), set(g)) for p, (s, g) in content.items()}
             assert got == self.content()
+
+    @invariant()
+    def codes_are_the_best_of_each_source(self):
+        if hasattr(self, "pool") and not self.rejection:
+            best = {}
+            for source, draft in self.offered:
+                if draft.base_length > self.length:
+                    continue
+                if draft.base_check != check_of(self.text[: draft.base_length]):
+                    continue
+                absolute = []
+                for i, (token, parent) in enumerate(
+                    zip(draft.token_ids, draft.parents, strict=True)
+                ):
+                    above = absolute[parent] if parent >= 0 else self.text[: draft.base_length]
+                    absolute.append((*above, token))
+                    code = draft.confidences[i] if draft.confidences else UNKNOWN
+                    path = absolute[-1]
+                    if path[: self.length] == self.text[: self.length] and len(path) > self.length:
+                        known = best.setdefault(path[self.length :], {})
+                        known[source] = min(code, known.get(source, UNKNOWN))
+            assert self.pool.codes() == best
 
     @invariant()
     def selections_are_trees_of_the_content(self):
@@ -236,6 +268,14 @@ class ForgetsEarlyDrafts(Pool):
         return super().commit(token_ids)
 
 
+class KeepsTheLastConfidence(Pool):
+    def _merge(self, source, draft, at):
+        for node, _ in self._root.below():
+            if source in node.sources and draft.confidences:
+                node.sources[source] = UNKNOWN
+        return super()._merge(source, draft, at)
+
+
 class CountsArrivals(Pool):
     """A second offer of a draft is taken for news."""
 
@@ -245,7 +285,8 @@ class CountsArrivals(Pool):
 
 
 @pytest.mark.parametrize(
-    "planted", [HangsLateDraftsFromTheRoot, ForgetsEarlyDrafts, CountsArrivals]
+    "planted",
+    [HangsLateDraftsFromTheRoot, ForgetsEarlyDrafts, CountsArrivals, KeepsTheLastConfidence],
 )
 def test_a_planted_bug_is_found(planted):
     machine = type("Planted", (MergingMachine,), {"pool_class": planted})

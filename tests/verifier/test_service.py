@@ -287,7 +287,7 @@ BAD = {
     "nested bomb": bomb(100_000),
     "map bomb": b"\x81\xa1a" * 1000 + b"\xc0",
     "oversized": b"\xc4" * (MAX_MESSAGE_BYTES + 10),
-    "another version": encode(HELLO).replace(b"\xa1v\x01", b"\xa1v\x09"),
+    "another version": encode(HELLO).replace(b"\xa1v\x02", b"\xa1v\x09"),
     "before hello": encode(Draft(1, 1, 0, (1,), (-1,))),
 }
 

@@ -251,6 +251,7 @@ _ALL_FORMS = (
         ("k", "token_ids", _array("I", 4, limits.MAX_DRAFT_NODES)),
         ("p", "parents", _array("h", 2, limits.MAX_DRAFT_NODES)),
         ("x", "expansions", _Shape(_pack_expansions, _unpack_expansions)),
+        ("w", "confidences"),
     ),
     _form(
         Commit,

@@ -1,8 +1,6 @@
 """Bounds of the wire. Both sides refuse what lies past them, sent or received."""
 
-from wanspec_kernels.tree import MAX_NODES
-
-VERSION = 1
+VERSION = 2
 
 MAX_MESSAGE_BYTES = 256 * 1024
 MAX_TEXT_BYTES = 1024  # of one string, in UTF-8
@@ -14,7 +12,7 @@ MAX_PROMPT_TOKENS = 32768  # of one OPEN: the text committed so far
 MAX_COMMIT_TOKENS = 1024  # of one COMMIT
 
 MAX_REQUESTS = 4096  # of one drafter
-MAX_TREE_NODES = MAX_NODES  # a drafter keeps for one request
+MAX_TREE_NODES = 4096  # a drafter keeps for one request; the target verifies far fewer
 MAX_DRAFT_NODES = 256  # of one DRAFT
 MAX_DEPTH = 64  # of a DRAFT's deepest node; a child of the base has depth 1
 MAX_DRAWS = 64  # of one expansion

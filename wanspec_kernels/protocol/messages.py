@@ -150,6 +150,7 @@ class Draft:
     token_ids: tuple[int, ...]
     parents: tuple[int, ...]  # index in this message, -1 = the base; parents[i] < i
     expansions: tuple[Expansion, ...] = ()  # under `rejection`, at most one a node
+    confidences: bytes = b""  # a code of `confidence` each node given its parent, or none at all
 
     def __post_init__(self) -> None:
         integer("request", self.request, 0, limits.MAX_REQUEST)
@@ -163,6 +164,12 @@ class Draft:
             raise MalformedMessage(f"expansions: expected a tuple, got {shown(self.expansions)}")
         if self.expansions:
             _check_expansions(self.expansions, self.token_ids, self.parents)
+        if type(self.confidences) is not bytes:
+            raise MalformedMessage(f"confidences: expected bytes, got {shown(self.confidences)}")
+        if self.confidences and len(self.confidences) != len(self.token_ids):
+            raise MalformedMessage(
+                f"confidences: expected {len(self.token_ids)} or none, got {len(self.confidences)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, TypeAlias
 
-from wanspec_kernels.protocol import MAX_DRAWS, Draft, Open
+from wanspec_kernels.protocol import MAX_DEPTH, MAX_DRAWS, Draft, Open
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.verifier import policy as policies
-from wanspec_kernels.verifier.policy import Estimates, Policy, View
+from wanspec_kernels.verifier.estimates import Estimates
+from wanspec_kernels.verifier.policies import ExpectedGain
+from wanspec_kernels.verifier.policy import Arrival, Policy, View
 from wanspec_kernels.verifier.pool import HOME, Kind, Outcome, Pool, Selection
 from wanspec_kernels.verifier.row_budget import RowBudget
 
 MAX_COMMITS_TIMED = 64
+SILENT_PASSES = 3  # of the target; a remote not heard for so long, and a reply more, has gone
+AHEAD_ROWS = 128  # of the tree that home sees while the target runs
+
+_NEWS = (Kind.NEW, Kind.LATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ class Limits:
 
     max_rows: int = 64  # of a verified tree, the root among them
     max_depth: int = 16
-    max_source_nodes: int = 1024  # kept in the pool for each source
+    max_source_nodes: int = 2048  # kept in the pool for each source
     max_length: int | None = None  # the target's positions: context and tree's rows together
 
 
@@ -62,6 +68,7 @@ class StartPass:
 class DraftAtHome:
     token_ids: tuple[int, ...]  # all that is committed
     passes: int
+    known: Draft | None  # what is here already, to grow on
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +93,15 @@ Action: TypeAlias = StartPass | DraftAtHome | WaitUntil | Committed | Finished
 @dataclass(slots=True)
 class Statistics:
     target_passes: int = 0
+    rows: int = 0  # verified, roots included
     local_draft_passes: int = 0
+    ahead_draft_passes: int = 0  # of those, while the target ran
     home_failures: int = 0
     tokens: int = 0
     home_tokens_accepted: int = 0
     remote_tokens_accepted: int = 0
     waited_ms: float = 0.0
+    rounds_without_home: int = 0  # target passes before which home did nothing
     accepted: list[int] = field(default_factory=list)  # drafts, of each pass
     outcomes: Counter[Kind] = field(default_factory=Counter)
     nodes_dropped: int = 0
@@ -99,18 +109,17 @@ class Statistics:
 
 class _Phase(Enum):
     NEW = "new"
+    IDLE = "idle"  # the target is; perhaps home is at work
     PASS = "pass"
-    HOME = "home"
-    WAIT = "wait"
     DONE = "done"
 
 
 class Generation:
     """Events in, actions out. `now` is any clock in ms that does not go back.
 
-    At most one of StartPass, DraftAtHome and WaitUntil is under way; its end is told by
-    `pass_finished`, `home_finished` and `tick`. Drafts may be offered at any time; then call
-    `tick`.
+    At most one StartPass and one DraftAtHome are under way, perhaps both; their ends are told by
+    `pass_finished` and `home_finished`. A WaitUntil is ended by `tick`, or by what comes first, and
+    the last one given counts. Drafts may be offered at any time; then call `tick`.
     """
 
     def __init__(
@@ -126,7 +135,7 @@ class Generation:
     ) -> None:
         self.request = request
         self.limits = limits or Limits()
-        self.policy = policy or Policy()
+        self.policy: Policy = policy or ExpectedGain()
         self.estimates = estimates or Estimates()
         # What was drawn may not decide what is verified: under `rejection` the budget is fixed.
         self.rows = rows if request.rule == "match" else None
@@ -145,6 +154,7 @@ class Generation:
             num_draws=request.num_draws if rejection else 0,
             replacement=request.replacement,
             max_source_nodes=self.limits.max_source_nodes,
+            calibrations=self.estimates.calibrations,
         )
         self.statistics = Statistics()
         self.output_ids: list[int] = []
@@ -155,19 +165,22 @@ class Generation:
         if home:
             self.pool.enrol(HOME)
         self._phase = _Phase.NEW
-        self._selection: Selection | None = None
+        self._selection: Selection | None = None  # under verification
         self._max_rows = 0  # it was selected with
-        self._home_passes = 0  # since the last commit
-        self._passes_asked = 0
-        self._began_ms = 0.0  # the pass, home draft or wait under way
+        self._pass_began_ms = 0.0
         self._free_ms = 0.0  # when the last pass ended
-        self._waited_ms = 0.0  # since then
-        self._until_ms = 0.0
+        self._home_began_ms: float | None = None  # None: it is not at work
+        self._home_passes = 0  # since the last commit
+        self._home_is_spent = False  # until the next commit
+        self._passes_asked = 0
+        self._until_ms: float | None = None  # None: nothing is waited for
+        self._wait_began_ms = 0.0
+        self._waited_ms = 0.0  # since the last pass
         self._offered = False
-        # By source: from a commit to the first draft based on it.
-        self._reply_ms: dict[int, float] = {}
-        self._replied: dict[int, int] = {}  # by source: the newest base heard of
-        self._committed_ms: dict[int, float] = {}  # by length
+        self._followed = self._left = 0  # the pool's counts at the last commit
+        # By source: the newest base heard of, and when each length was committed.
+        self._replied: dict[int, int] = {}
+        self._committed_ms: dict[int, float] = {}
 
     @property
     def number(self) -> int:
@@ -184,7 +197,8 @@ class Generation:
 
     @property
     def waiting(self) -> bool:
-        return self._phase is _Phase.WAIT
+        """A draft that comes may lead to something: call `tick`."""
+        return self._until_ms is not None
 
     @property
     def done(self) -> bool:
@@ -212,15 +226,20 @@ class Generation:
     def enrol(self, source: int, round_trip_ms: float | None = None) -> None:
         """OPEN was sent to a remote drafter, for the first time or anew."""
         self.pool.enrol(source)
-        if round_trip_ms is not None:
-            self._reply_ms[source] = round_trip_ms
+        pace = self.estimates.pace(source)
+        if round_trip_ms is not None and pace.reply_ms is None:
+            pace.reply_ms = round_trip_ms
 
     def retire(self, source: int) -> None:
+        """A drafter has gone, and nothing is expected of it any more."""
         self.pool.retire(source)
-        self._reply_ms.pop(source, None)
         self._replied.pop(source, None)
+        self.estimates.paces.pop(source, None)
+        self.estimates.calibrations.pop(source, None)
 
     def start(self, now: float) -> list[Action]:
+        self._expect(_Phase.NEW)
+        self._phase = _Phase.IDLE
         self._free_ms = now
         self._committed_ms = {self.pool.length: now}
         return self._next(now)
@@ -249,12 +268,10 @@ class Generation:
         assert self._selection is not None
         tree, sources = self._selection.tree, self._selection.sources
         _check_verdict(tree, token_ids, accepted_nodes)
-        num_accepted = len(accepted_nodes)
-        self.estimates.observe_pass(now - self._began_ms, self._selection.depth, num_accepted)
-
+        num_accepted, num_rows = len(accepted_nodes), len(tree.token_ids)
+        pass_ms, idle_ms = now - self._pass_began_ms, self._pass_began_ms - self._free_ms
+        self.estimates.observe_pass(pass_ms, self._selection.depth, num_accepted)
         if self.rows is not None:
-            pass_ms, idle_ms = now - self._began_ms, self._began_ms - self._free_ms
-            num_rows = len(tree.token_ids)
             self.rows.observe(num_rows, self._max_rows, accepted_nodes, pass_ms, idle_ms)
 
         drafted_by = [sources[node][0] for node in accepted_nodes]
@@ -264,6 +281,7 @@ class Generation:
         self.output_sources += flags
         s = self.statistics
         s.target_passes += 1
+        s.rows += num_rows
         s.tokens += len(committed)
         s.accepted.append(num_accepted)
         s.home_tokens_accepted += sum(flag == HOME for flag in flags)
@@ -273,78 +291,169 @@ class Generation:
             s.outcomes[outcome.kind] += 1
             if outcome.kind is Kind.INVALID:
                 self.offenders[source] = outcome.reason
+        followed, left = self.pool.followed - self._followed, self.pool.left - self._left
+        self._followed, self._left = self.pool.followed, self.pool.left
+        self.estimates.observe_round(
+            len(committed), pass_ms + idle_ms, followed, left, self._home_passes
+        )
+        self._phase = _Phase.IDLE
+        self._selection = None
         self._free_ms = now
         self._waited_ms = 0.0
         self._home_passes = 0
+        self._home_is_spent = False
         self._committed_ms[self.pool.length] = now
         if len(self._committed_ms) > MAX_COMMITS_TIMED:
             del self._committed_ms[next(iter(self._committed_ms))]
         end = self._finish(reason) if reason else self._next(now)
         return [Committed(tuple(committed), flags), *end]
 
-    def home_finished(self, draft: Draft | None, now: float) -> list[Action]:
+    def home_finished(self, drafts: Sequence[Draft] | None, now: float) -> list[Action]:
         """The home drafter's answer; None: it failed, and is asked again after the next commit."""
-        self._expect(_Phase.HOME)
-        if draft is None:
+        if self._home_began_ms is None:
+            raise RuntimeError("home: expected an answer only to a DraftAtHome")
+        began_ms, self._home_began_ms = self._home_began_ms, None
+        if drafts is None:
             self.statistics.home_failures += 1
             self.pool.enrol(HOME)
-            self._home_passes = self.policy.max_home_passes
-            return self._next(now)
-        outcome = self.offer(HOME, draft, now)
-        if outcome.kind in (Kind.NEW, Kind.LATE):
-            self.statistics.local_draft_passes += self._passes_asked
-            self._home_passes += self._passes_asked
-            self.estimates.observe_home(now - self._began_ms, self._passes_asked)
-        else:
+            self._home_is_spent = True
+        elif not drafts:
             # Its tree is as large as it gets: the passes were none, and more would be none either.
-            self._home_passes = self.policy.max_home_passes
+            self._home_is_spent = True
+        else:
+            self.statistics.local_draft_passes += self._passes_asked
+            self.estimates.observe_home(now - began_ms, self._passes_asked)
+            news = [self.offer(HOME, draft, now).kind in _NEWS for draft in drafts]
+            # What hung from an older base was asked for before the last commit.
+            current = any(draft.base_length == self.pool.length for draft in drafts)
+            self._home_is_spent |= current and not any(news)
+        if self.done:
+            return []
         return self._next(now)
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed or drafts were offered; does nothing unless waiting."""
-        if not self.waiting or (now < self._until_ms and not self._offered):
+        if self._until_ms is None or (now < self._until_ms and not self._offered):
             return []
-        self._waited_ms += now - self._began_ms
-        self.statistics.waited_ms += now - self._began_ms
         return self._next(now)
 
     def _next(self, now: float) -> list[Action]:
+        if self._until_ms is not None:
+            self._waited_ms += now - self._wait_began_ms
+            self.statistics.waited_ms += now - self._wait_began_ms
+            self._until_ms = None
+        self._offered = False
+        if self._phase is _Phase.PASS:
+            return self._go_ahead(now)
+        max_rows, max_depth = self._bounds()
+        selection = self._select(max_rows, max_depth)
+        if len(selection.depths) >= max_rows:
+            max_depth = selection.depth  # what else came would find no row
+        decision = self.policy.decide(self._view(selection, max_depth, now))
+        match decision:
+            case policies.Wait(until_ms):
+                self._until_ms, self._wait_began_ms = until_ms, now
+                return [WaitUntil(until_ms)]
+            case policies.DraftAtHome(passes):
+                return self._draft_at_home(passes, selection, now)
+            case policies.Verify():
+                self._phase, self._selection = _Phase.PASS, selection
+                self._max_rows = max_rows
+                self._pass_began_ms = now
+                self.statistics.rounds_without_home += self._home_passes == 0
+                return [StartPass(selection.tree), *self._go_ahead(now)]
+
+    def _go_ahead(self, now: float) -> list[Action]:
+        """Draft at home for the next pass, while the target runs?"""
+        if not self._home or self._home_is_spent or self._home_began_ms is not None:
+            return []
+        # The tree under verification, and what has come to hang below and beside it since.
+        max_depth = min(MAX_DEPTH, max(1, self._room - 1))
+        selection = self._select(AHEAD_ROWS, max_depth)
+        decision = self.policy.decide(self._view(selection, max_depth, now))
+        if isinstance(decision, policies.DraftAtHome):
+            self.statistics.ahead_draft_passes += decision.passes
+            return self._draft_at_home(decision.passes, selection, now)
+        return []
+
+    def _draft_at_home(self, passes: int, selection: Selection, now: float) -> list[Action]:
+        if self._home_began_ms is not None:
+            return []  # its answer is awaited
+        self._home_began_ms, self._passes_asked = now, passes
+        self._home_passes += passes
+        known = None
+        if self.request.rule == "match" and len(selection.depths) > 1:
+            known = self.pool.as_draft(selection)
+        return [DraftAtHome(tuple(self.pool.token_ids), passes, known)]
+
+    def _bounds(self) -> tuple[int, int]:
+        """Rows and depth of a tree for the target."""
         max_depth = min(self.limits.max_depth, self._room - 1)  # beside the extra token
         max_rows = self.rows.choose() if self.rows is not None else self.limits.max_rows
         if self.limits.max_length is not None:
             max_rows = min(max_rows, self.limits.max_length - self.pool.length + 1)
-        selection = self.pool.select(max_rows, max_depth)
-        if len(selection.depths) >= max_rows:
-            max_depth = selection.depth  # what else came would find no row
-        estimates = self.estimates
-        decision = self.policy.decide(
-            View(
-                now_ms=now,
-                idle_ms=now - self._free_ms,
-                waited_ms=self._waited_ms,
-                depth=selection.depth,
-                home_depth=selection.depth_of(HOME),
-                max_depth=max_depth,
-                acceptance=estimates.acceptance,
-                target_pass_ms=estimates.target_pass_ms,
-                home_pass_ms=estimates.home_pass_ms,
-                home_passes=self._home_passes if self._home else None,
-                expected_ms=self._expected_ms(),
-            )
+        return max_rows, max_depth
+
+    def _select(self, max_rows: int, max_depth: int) -> Selection:
+        return self.pool.select(max_rows, max_depth, acceptance=self.estimates.acceptance)
+
+    def _view(self, selection: Selection, max_depth: int, now: float) -> View:
+        e = self.estimates
+        verifying = self._phase is _Phase.PASS
+        return View(
+            now_ms=now,
+            idle_ms=0.0 if verifying else now - self._free_ms,
+            waited_ms=self._waited_ms,
+            verifying=verifying,
+            left_ms=max(0.0, self._pass_began_ms + e.target_pass_ms - now) if verifying else 0.0,
+            expected_tokens=selection.expected_tokens,
+            open_mass=selection.open_mass,
+            entropy_bits=selection.entropy_bits,
+            depth=selection.depth,
+            home_depth=selection.depth_of(HOME),
+            max_depth=max_depth,
+            coverage=e.coverage,
+            target_pass_ms=e.target_pass_ms,
+            home_pass_ms=e.home_pass_ms,
+            tokens_per_ms=e.tokens_per_ms,
+            home_passes=self._home_passes if self._home and not self._home_is_spent else None,
+            home_is_busy=self._home_began_ms is not None,
+            home_passes_per_token=e.home_passes_per_token,
+            reply_ms=self._reply_ms(now),
+            arrivals=self._arrivals(selection, now),
         )
-        self._began_ms = now
-        self._offered = False
-        match decision:
-            case policies.Wait(until_ms):
-                self._phase, self._until_ms = _Phase.WAIT, until_ms
-                return [WaitUntil(until_ms)]
-            case policies.DraftAtHome(passes):
-                self._phase, self._passes_asked = _Phase.HOME, passes
-                return [DraftAtHome(tuple(self.pool.token_ids), passes)]
-            case policies.Verify():
-                self._phase, self._selection = _Phase.PASS, selection
-                self._max_rows = max_rows
-                return [StartPass(selection.tree)]
+
+    def _reply_ms(self, now: float) -> float | None:
+        """The soonest reply of a remote that has not fallen silent."""
+        patience_ms = SILENT_PASSES * self.estimates.target_pass_ms
+        return min(
+            (
+                pace.reply_ms
+                for source, pace in self.estimates.paces.items()
+                if source in self.pool.enrolled
+                and pace.reply_ms is not None
+                and pace.heard_ms is not None
+                and now - pace.heard_ms < pace.reply_ms + patience_ms
+            ),
+            default=None,
+        )
+
+    def _arrivals(self, selection: Selection, now: float) -> tuple[Arrival, ...]:
+        length = self.pool.length
+        found = []
+        for source, pace in self.estimates.paces.items():
+            if pace.reply_ms is None or source not in self.pool.enrolled:
+                continue
+            mass = selection.open_mass_of(source)
+            next_ms = None
+            if mass > 0 and pace.heard_ms is not None:
+                next_ms = pace.heard_ms + pace.every_ms
+            elif self._replied.get(source, 0) < length:
+                next_ms = self._committed_ms[length] + pace.reply_ms + pace.reply_deviation_ms
+                mass = selection.probabilities[0] if selection.depth == 0 else 0.0
+            if next_ms is not None:
+                found.append(Arrival(next_ms, pace.every_ms, mass, source))
+        return tuple(found)
 
     def _finish(self, reason: Literal["length", "stop"]) -> list[Action]:
         self._phase, self.finish_reason = _Phase.DONE, reason
@@ -368,22 +477,16 @@ class Generation:
                 return list(token_ids[: i + 1]), "stop"
         return list(token_ids[:room]), "length" if len(token_ids) >= room else None
 
-    def _expected_ms(self) -> tuple[float, ...]:
-        length = self.pool.length
-        return tuple(
-            self._committed_ms[length] + reply_ms
-            for source, reply_ms in self._reply_ms.items()
-            if self._replied.get(source, 0) < length
-        )
-
     def _time_reply(self, source: int, base_length: int, now: float) -> None:
-        if source == HOME or base_length <= self._replied.get(source, 0):
+        if source == HOME:
+            return
+        pace = self.estimates.pace(source)
+        pace.heard(now, self.estimates.target_pass_ms)
+        if base_length <= self._replied.get(source, 0):
             return
         self._replied[source] = base_length
         if base_length in self._committed_ms:
-            sample = now - self._committed_ms[base_length]
-            old = self._reply_ms.get(source, sample)
-            self._reply_ms[source] = old + 0.25 * (sample - old)
+            pace.replied(now - self._committed_ms[base_length])
 
     def _expect(self, phase: _Phase) -> None:
         if self._phase is not phase:

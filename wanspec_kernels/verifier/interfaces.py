@@ -1,6 +1,6 @@
 """What the verifier asks of a target model and of a drafter at home.
 
-Both may block: a worker thread calls them, one call at a time.
+Both may block: a worker thread of its own calls each, one call at a time.
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,10 @@ class TargetModel(Protocol):
 class HomeDrafter(Protocol):
     def open(self, request: Open) -> None: ...
 
-    def draft(self, request: int, token_ids: Sequence[int], passes: int) -> Draft:
-        """Grow the tree below the committed `token_ids` by `passes` draft passes and return it."""
+    def draft(
+        self, request: int, token_ids: Sequence[int], passes: int, known: Draft | None
+    ) -> list[Draft]:
+        """What `passes` draft passes add below the committed `token_ids` and on `known`."""
         ...
 
     def close(self, request: int) -> None: ...

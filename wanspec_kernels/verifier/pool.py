@@ -1,17 +1,18 @@
 """Pool: the drafts of one request, from all sources, as one trie keyed by absolute path."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from heapq import heappop, heappush
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from wanspec_kernels.confidence import UNKNOWN, Calibration
 from wanspec_kernels.protocol import Draft, check_of
-from wanspec_kernels.tree import Expansion, HostTree
+from wanspec_kernels.tree import Expansion
+from wanspec_kernels.verifier.pool_node import HOME, Group, PoolNode
+from wanspec_kernels.verifier.selection import Selection, select_expanded, select_likeliest
 
-HOME = 0
-"""The source number of the drafter at home; remote ones have higher numbers, in enrolment order."""
+__all__ = ["HOME", "MAX_EARLY_DRAFTS", "Kind", "Outcome", "Pool", "Selection"]
 
 MAX_EARLY_DRAFTS = 16  # held for each source
 
@@ -36,41 +37,8 @@ class Outcome:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """A tree for the target, and who brought each of its rows."""
-
-    tree: HostTree
-    sources: tuple[tuple[int, ...], ...]  # of each row, first to bring it first; none at the root
-    depths: tuple[int, ...]  # of each row
-
-    @property
-    def depth(self) -> int:
-        return max(self.depths)
-
-    def depth_of(self, source: int) -> int:
-        """How deep this source's own rows reach."""
-        rows = zip(self.depths, self.sources, strict=True)
-        return max((d for d, sources in rows if source in sources), default=0)
-
-
-class _Group(NamedTuple):
-    """One source's draws at one node, without message-local indices."""
-
-    drawn: tuple[int, ...]  # tokens, in order
-    token_ids: tuple[int, ...]
-    weights: tuple[int, ...]
-
-
-class _Node:
-    __slots__ = ("children", "groups", "order", "sources", "token")
-
-    def __init__(self, token: int, order: int) -> None:
-        self.token = token
-        self.order = order  # of first arrival; a parent's is lower than its children's
-        self.children: dict[int, _Node] = {}
-        self.sources: list[int] = []  # in order of arrival
-        self.groups: dict[int, tuple[int, _Group]] = {}  # by source: order of arrival, draws
+_DUPLICATE, _STALE = Outcome(Kind.DUPLICATE), Outcome(Kind.STALE)
+_DROPPED = PoolNode(-1, -1)  # stands for a node past the bound, and for what hangs below it
 
 
 class Pool:
@@ -79,6 +47,8 @@ class Pool:
     A draft is a trie that hangs from some committed length. It is followed along what was committed
     since, and what hangs below the root is merged by path. Every source has its own bound
     `max_source_nodes`, so that none can crowd out another; what lies past it is dropped, reported.
+    What a source's confidences are worth is learnt at every commit in `calibrations`, which the
+    requests of one verifier share.
 
     Under `rejection` each source also has one group of draws a node. Whether a group is kept, and
     whether it is verified, must not depend on the values drawn in it or in groups verified after
@@ -99,9 +69,13 @@ class Pool:
         num_draws: int = 0,
         replacement: bool = False,
         max_source_nodes: int = 1024,
+        calibrations: dict[int, Calibration] | None = None,
     ) -> None:
         self.request = request
         self.token_ids = list(token_ids)
+        self.calibrations = {} if calibrations is None else calibrations
+        self.followed = 0  # committed tokens that the pool had, where it had anything
+        self.left = 0  # and those that it had not
         self._first_length = len(self.token_ids)
         self._checks = [check_of(self.token_ids)]  # by length, from _first_length on
         self._vocab_size = vocab_size
@@ -109,9 +83,10 @@ class Pool:
         self._num_draws = num_draws
         self._replacement = replacement
         self._max_source_nodes = max_source_nodes
-        self._root = _Node(self.token_ids[-1], 0)
+        self._root = PoolNode(self.token_ids[-1], 0)
         self._arrivals = 0
-        self._charges: Counter[int] = Counter()  # by source
+        self._charges: Counter[int] = Counter()  # by source; too high, unless they are exact
+        self._charges_are_exact = True
         self._early: list[tuple[int, Draft]] = []
         self._enrolled: set[int] = set()
         self._redrawing: set[int] = set()
@@ -126,12 +101,16 @@ class Pool:
         return self._checks[-1]
 
     @property
+    def enrolled(self) -> frozenset[int]:
+        return frozenset(self._enrolled)
+
+    @property
     def num_early(self) -> int:
         return len(self._early)
 
     def __len__(self) -> int:
         """Draft nodes alive."""
-        return sum(1 for _ in self._walk())
+        return sum(1 for _ in self._root.below())
 
     def enrol(self, source: int) -> None:
         """Let a source offer drafts.
@@ -161,7 +140,7 @@ class Pool:
         reason = self._flaw(draft)
         if reason:
             return Outcome(Kind.INVALID, reason=reason)
-        if draft.base_length > self.length:
+        if draft.base_length > len(self.token_ids):
             return self._hold(source, draft)
         return self._settle(source, draft)
 
@@ -170,29 +149,64 @@ class Pool:
         for token in token_ids:
             self.token_ids.append(token)
             self._checks.append(check_of([token], self._checks[-1]))
-            self._root = self._root.children.get(token, _Node(token, 0))
-        self._charges = self._count()
+            root = self._root
+            child = root.children.get(token)
+            if root.children and not self._rejection:
+                self._learn(root, child)
+            self._root = child if child is not None else PoolNode(token, 0)
+        self._charges_are_exact = False
+        if not self._early:
+            return []
         due = [held for held in self._early if held[1].base_length <= self.length]
         self._early = [held for held in self._early if held[1].base_length > self.length]
         return [(source, self._settle(source, draft)) for source, draft in due]
 
-    def select(self, max_rows: int, max_depth: int) -> Selection:
+    def select(self, max_rows: int, max_depth: int, *, acceptance: float = 0.7) -> Selection:
         """The tree to verify: at most `max_rows` rows, the root among them.
 
-        `match`: nodes in order of first arrival, each source up to an even share of the rows, then
-        whatever is left over: a source that floods the pool leaves room for the others.
+        `match`: the rows likeliest to be on the path, parents first, in that order.
 
         `rejection`: expanded nodes in order of arrival, from the root down, each with all its
-        groups as they arrived, as many as fit by the fixed charge (see the class).
+        groups as they arrived, as many as fit by the fixed charge (see the class); what it promises
+        rests on the `acceptance` of a level.
         """
         if self._rejection:
-            return self._select_expanded(max_rows, max_depth)
-        return self._select_nodes(max_rows, max_depth)
+            charge = self._num_draws * max(1, len(self._enrolled))
+            return select_expanded(self._root, charge, acceptance, max_rows, max_depth)
+        return select_likeliest(self._root, self._tables(), max_rows, max_depth)
+
+    def as_draft(self, selection: Selection) -> Draft:
+        """A selection's rows, with the best code that any source gave each, to grow on."""
+        nodes, codes = [self._root], []
+        for token, parent in zip(
+            selection.tree.token_ids[1:], selection.tree.parents[1:], strict=True
+        ):
+            nodes.append(nodes[parent].children[token])
+            codes.append(min(nodes[-1].sources.values()))
+        return Draft(
+            self.request,
+            self.length,
+            self.check,
+            selection.tree.token_ids[1:],
+            tuple(parent - 1 for parent in selection.tree.parents[1:]),
+            (),
+            bytes(codes),
+        )
+
+    def follow(self, path: Sequence[int]) -> tuple[int, bool, frozenset[int]]:
+        """How far a path leads, whether nothing hangs there, and who brought that node."""
+        node, depth = self._root, 0
+        for token in path:
+            child = node.children.get(token)
+            if child is None:
+                break
+            node, depth = child, depth + 1
+        return depth, not node.children, frozenset(node.sources)
 
     def content(self) -> dict[tuple[int, ...], tuple[frozenset[int], dict[int, Expansion]]]:
         """By path below the root: the sources, and their draws (tokens in place of indices)."""
         found = {}
-        stack: list[tuple[tuple[int, ...], _Node]] = [((), self._root)]
+        stack: list[tuple[tuple[int, ...], PoolNode]] = [((), self._root)]
         while stack:
             path, node = stack.pop()
             groups = {s: Expansion(0, *group) for s, (_, group) in node.groups.items()}
@@ -201,10 +215,40 @@ class Pool:
             stack += [((*path, token), child) for token, child in node.children.items()]
         return found
 
+    def codes(self) -> dict[tuple[int, ...], dict[int, int]]:
+        """By path below the root: the best code that each source gave the node."""
+        found = {}
+        stack: list[tuple[tuple[int, ...], PoolNode]] = [((), self._root)]
+        while stack:
+            path, node = stack.pop()
+            if path:
+                found[path] = dict(node.sources)
+            stack += [((*path, token), child) for token, child in node.children.items()]
+        return found
+
+    def _tables(self) -> Mapping[int, Sequence[float]]:
+        return {source: c.table for source, c in self.calibrations.items()}
+
+    def _learn(self, root: PoolNode, child: PoolNode | None) -> None:
+        """A token was decided below `root`: what had the sources said of it?"""
+        self.followed += child is not None
+        self.left += child is None
+        codes: dict[int, list[int]] = {}
+        for node in root.children.values():
+            for source, code in node.sources.items():
+                if code != UNKNOWN:
+                    codes.setdefault(source, []).append(code)
+        for source, its_codes in codes.items():
+            hit = None if child is None else child.sources.get(source)
+            if source not in self.calibrations:
+                self.calibrations[source] = Calibration()
+            self.calibrations[source].observe(its_codes, None if hit == UNKNOWN else hit)
+
     def _flaw(self, draft: Draft) -> str:
         """What is wrong with a draft that is a valid message; "" if nothing is."""
-        largest = max((max(e.token_ids) for e in draft.expansions), default=-1)
-        largest = max(largest, max(draft.token_ids, default=-1))
+        largest = max(draft.token_ids, default=-1)
+        if draft.expansions:
+            largest = max(largest, max(max(e.token_ids) for e in draft.expansions))
         if largest >= self._vocab_size:
             return f"expected tokens below {self._vocab_size}, got {largest}"
         if draft.expansions and not self._rejection:
@@ -236,15 +280,62 @@ class Pool:
 
         # Follow the committed text down to the message's own index of the root.
         at = -1
-        if draft.base_length < self.length:
-            edges = zip(draft.parents, draft.token_ids, strict=True)
-            index_of = {edge: i for i, edge in enumerate(edges)}
-            for token in self.token_ids[draft.base_length :]:
-                below = index_of.get((at, token))
-                if below is None:
-                    return Outcome(Kind.STALE)
-                at = below
+        for token in self.token_ids[draft.base_length :]:
+            at = _child_of(draft, at, token)
+            if at < 0:
+                return _STALE
+        if self._rejection:
+            return self._settle_draws(source, draft, at)
+        return self._merge(source, draft, at)
 
+    def _merge(self, source: int, draft: Draft, at: int) -> Outcome:
+        """`match`: nodes only. Written for speed: this is where a busy verifier's time goes."""
+        codes = draft.confidences or bytes([UNKNOWN]) * len(draft.token_ids)
+        # By index in the message, one further: the node, or None where it is not below the root.
+        placed: list[PoolNode | None] = [None] * (at + 2)
+        placed[at + 1] = self._root
+        start = at + 1
+        room = self._max_source_nodes - self._charges[source]
+        new_nodes = dropped = below = 0
+        adds = False
+        for token, parent, code in zip(
+            draft.token_ids[start:], draft.parents[start:], codes[start:], strict=True
+        ):
+            above = placed[parent + 1] if parent >= at else None
+            if above is None:
+                placed.append(None)
+                continue
+            below += 1
+            node = above.children.get(token)
+            if node is None:
+                adds = True
+            elif (known := node.sources.get(source)) is not None:
+                if code < known:
+                    node.sources[source] = code
+                placed.append(node)
+                continue
+            if room <= 0 and not self._charges_are_exact:
+                self._count()
+                room = self._max_source_nodes - self._charges[source]
+            if room <= 0 or above is _DROPPED:
+                placed.append(_DROPPED)
+                dropped += 1
+                continue
+            room -= 1
+            self._charges[source] += 1
+            if node is None:
+                self._arrivals += 1
+                node = above.add_child(token, self._arrivals)
+                new_nodes += 1
+            node.sources[source] = code
+            placed.append(node)
+        if adds:
+            return Outcome(Kind.NEW if at < 0 else Kind.LATE, new_nodes, dropped)
+        if at >= 0 and not below:
+            return _STALE
+        return Outcome(Kind.DUPLICATE, 0, dropped) if dropped else _DUPLICATE
+
+    def _settle_draws(self, source: int, draft: Draft, at: int) -> Outcome:
         known = {at: self._root}  # message index -> node
         for i, parent in enumerate(draft.parents):
             if parent in known and (child := known[parent].children.get(draft.token_ids[i])):
@@ -252,21 +343,23 @@ class Pool:
         groups = {}
         for e in draft.expansions:
             drawn = tuple(draft.token_ids[child] for child in e.children)
-            groups[e.parent] = _Group(drawn, e.token_ids, e.weights)
+            groups[e.parent] = Group(drawn, e.token_ids, e.weights)
         for i in groups.keys() & known.keys():
             if source in known[i].groups and known[i].groups[source][1] != groups[i]:
                 if source not in self._redrawing:
                     return Outcome(Kind.INVALID, reason="expected one drawing a node, got another")
                 del groups[i]
-        return self._merge(source, draft, at, known, groups)
+        if not self._charges_are_exact:
+            self._count()
+        return self._merge_draws(source, draft, at, known, groups)
 
-    def _merge(
+    def _merge_draws(
         self,
         source: int,
         draft: Draft,
         at: int,
-        known: dict[int, _Node],
-        groups: dict[int, _Group],
+        known: dict[int, PoolNode],
+        groups: dict[int, Group],
     ) -> Outcome:
         below = {at}  # the part of the message that hangs from the root
         placed = {at: self._root}
@@ -293,22 +386,22 @@ class Pool:
             kind = Kind.DUPLICATE
         return Outcome(kind, new_nodes, dropped)
 
-    def _place_node(self, source: int, above: _Node, token: int) -> _Node | None:
+    def _place_node(self, source: int, above: PoolNode, token: int) -> PoolNode | None:
         node = above.children.get(token)
         if node is not None and source in node.sources:
             return node
         # A drawn node is paid for with its group.
-        if not _drew(above, source, token):
+        if not above.drew(source, token):
             if self._charges[source] >= self._max_source_nodes:
                 return None
             self._charges[source] += 1
         if node is None:
             self._arrivals += 1
-            node = above.children[token] = _Node(token, self._arrivals)
-        node.sources.append(source)
+            node = above.add_child(token, self._arrivals)
+        node.sources[source] = UNKNOWN
         return node
 
-    def _place_group(self, source: int, node: _Node, group: _Group | None) -> bool:
+    def _place_group(self, source: int, node: PoolNode, group: Group | None) -> bool:
         """Whether the group was unknown, kept or not."""
         if group is None or source in node.groups:
             return False
@@ -320,117 +413,41 @@ class Pool:
         if self._charges[source] + charge <= self._max_source_nodes:
             self._charges[source] += charge
             self._arrivals += 1
-            node.groups[source] = (self._arrivals, group)
+            node.add_group(source, self._arrivals, group)
         return True
 
-    def _count(self) -> Counter[int]:
+    def _count(self) -> None:
+        """Make the charges exact; a commit only forgets, so until then they are too high."""
         charges: Counter[int] = Counter()
         for source in self._root.groups:
             charges[source] += self._num_draws
-        for node, parent, _ in self._walk():
+        for node, parent in self._root.below():
             for source in node.sources:
-                charges[source] += not _drew(parent, source, node.token)
+                charges[source] += not parent.drew(source, node.token)
             for source in node.groups:
                 charges[source] += self._num_draws
-        return charges
-
-    def _walk(self, max_depth: int = 1 << 30) -> Iterator[tuple[_Node, _Node, int]]:
-        """Every draft node with its parent and depth, parents first."""
-        level = [self._root]
-        depth = 0
-        while level and depth < max_depth:
-            depth += 1
-            below = []
-            for parent in level:
-                for node in parent.children.values():
-                    yield node, parent, depth
-                    below.append(node)
-            level = below
-
-    def _select_nodes(self, max_rows: int, max_depth: int) -> Selection:
-        found = sorted(self._walk(max_depth), key=lambda entry: entry[0].order)
-        if len(found) >= max_rows:
-            found = _fair_share(found, self._root, max_rows - 1)
-        rows = {id(self._root): 0}
-        parents, depths = [-1], [0]
-        for row, (node, parent, depth) in enumerate(found, start=1):
-            rows[id(node)] = row
-            parents.append(rows[id(parent)])
-            depths.append(depth)
-        nodes = [self._root] + [node for node, _, _ in found]
-        return _selection(nodes, parents, depths, [])
-
-    def _select_expanded(self, max_rows: int, max_depth: int) -> Selection:
-        charge = self._num_draws * max(1, len(self._enrolled))
-        nodes, parents, depths = [self._root], [-1], [0]
-        expansions: list[Expansion] = []
-        heap: list[tuple[int, int]] = []  # order of the first group, row
-
-        def push(row: int) -> None:
-            if nodes[row].groups and depths[row] < max_depth:
-                first = min(order for order, _ in nodes[row].groups.values())
-                heappush(heap, (first, row))
-
-        push(0)
-        for _ in range((max_rows - 1) // charge):
-            if not heap:
-                break
-            _, row = heappop(heap)
-            row_of: dict[int, int] = {}
-            for _, group in sorted(nodes[row].groups.values()):
-                for token in group.drawn:
-                    if token not in row_of:
-                        row_of[token] = len(nodes)
-                        nodes.append(nodes[row].children[token])
-                        parents.append(row)
-                        depths.append(depths[row] + 1)
-                children = tuple(row_of[token] for token in group.drawn)
-                expansions.append(Expansion(row, children, group.token_ids, group.weights))
-            for child in row_of.values():
-                push(child)
-        return _selection(nodes, parents, depths, expansions)
+        self._charges, self._charges_are_exact = charges, True
 
 
-def _selection(
-    nodes: list[_Node], parents: list[int], depths: list[int], expansions: list[Expansion]
-) -> Selection:
-    tree = HostTree(tuple(node.token for node in nodes), tuple(parents), tuple(expansions))
-    sources = ((), *(tuple(node.sources) for node in nodes[1:]))
-    return Selection(tree, sources, tuple(depths))
+def _child_of(draft: Draft, parent: int, token: int) -> int:
+    """The index of a node's child with this token, or -1."""
+    at = parent
+    try:
+        while True:
+            at = draft.token_ids.index(token, at + 1)
+            if draft.parents[at] == parent:
+                return at
+    except ValueError:
+        return -1
 
 
-def _fair_share(
-    found: list[tuple[_Node, _Node, int]], root: _Node, max_nodes: int
-) -> list[tuple[_Node, _Node, int]]:
-    """`max_nodes` of these, in their order and closed under parents."""
-    present = {source for node, _, _ in found for source in node.sources}
-    left = dict.fromkeys(present, -(-max_nodes // len(present)))
-    chosen = {id(root)}
-    for node, parent, _ in found:
-        payer = next((s for s in node.sources if left[s] > 0), None)
-        if payer is not None and id(parent) in chosen and len(chosen) <= max_nodes:
-            left[payer] -= 1
-            chosen.add(id(node))
-    for node, parent, _ in found:
-        if len(chosen) > max_nodes:
-            break
-        if id(parent) in chosen:
-            chosen.add(id(node))
-    return [entry for entry in found if id(entry[0]) in chosen]
-
-
-def _drew(node: _Node, source: int, token: int) -> bool:
-    return source in node.groups and token in node.groups[source][1].drawn
-
-
-def _forget(root: _Node, source: int) -> None:
+def _forget(root: PoolNode, source: int) -> None:
     stack = [root]
     while stack:
         node = stack.pop()
         node.groups.pop(source, None)
         for token, child in list(node.children.items()):
-            if source in child.sources:
-                child.sources.remove(source)
+            child.sources.pop(source, None)
             if child.sources:
                 stack.append(child)
             else:

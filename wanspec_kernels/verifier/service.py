@@ -11,9 +11,10 @@ from itertools import count
 from typing import Any, Literal, TypeVar
 
 from wanspec_kernels.keys import AllowList, Secret
-from wanspec_kernels.protocol import Draft
+from wanspec_kernels.protocol import MAX_TREE_NODES, Draft
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.verifier.endpoint import Endpoint, EndpointConfig, now_ms
+from wanspec_kernels.verifier.estimates import Estimates
 from wanspec_kernels.verifier.generation import (
     Committed,
     DraftAtHome,
@@ -26,7 +27,8 @@ from wanspec_kernels.verifier.generation import (
     WaitUntil,
 )
 from wanspec_kernels.verifier.interfaces import HomeDrafter, TargetModel
-from wanspec_kernels.verifier.policy import Estimates, Policy
+from wanspec_kernels.verifier.policies import ExpectedGain
+from wanspec_kernels.verifier.policy import Policy
 from wanspec_kernels.verifier.row_budget import RowBudget
 from wanspec_kernels.verifier.session import Session
 
@@ -39,7 +41,7 @@ OnTokens = Callable[[tuple[int, ...], tuple[int | None, ...]], None]
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-    policy: Policy = field(default_factory=Policy)
+    policy: Policy = field(default_factory=ExpectedGain)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -63,8 +65,8 @@ class GenerationResult:
 class VerifierService:
     """Verifies what enrolled drafters send and generates text, one request at a time.
 
-    The socket is served while the target runs: passes and home drafting block one worker thread
-    only. Use as ``async with VerifierService(...) as service: await service.generate(...)``.
+    The socket is served while the target runs: passes and home drafting block a worker thread each.
+    Use as ``async with VerifierService(...) as service: await service.generate(...)``.
     Without `bind` there is no socket at all, and `secret` and `allowed` are not needed.
     """
 
@@ -88,8 +90,9 @@ class VerifierService:
         self._request_numbers = count(1)
         self._one_at_a_time = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._worker = ThreadPoolExecutor(1, "wanspec-target")
-        self._job: asyncio.Future[Any] | None = None
+        self._target_worker = ThreadPoolExecutor(1, "wanspec-target")
+        self._home_worker = ThreadPoolExecutor(1, "wanspec-home")
+        self._jobs: set[asyncio.Future[Any]] = set()
         self._generating: asyncio.Task[Any] | None = None
         self._endpoint: Endpoint | None = None
         if bind is not None:
@@ -142,7 +145,8 @@ class VerifierService:
                 pass
         if self._endpoint is not None:
             await self._endpoint.close()
-        self._worker.shutdown()
+        self._target_worker.shutdown()
+        self._home_worker.shutdown()
 
     async def generate(
         self,
@@ -211,7 +215,13 @@ class VerifierService:
             if self._endpoint is not None:
                 self._endpoint.attach(generation)  # drafters read the prompt while the target does
             started = True
-            await self._work(self._target.start, request.number, request.token_ids, sampling)
+            await self._run(
+                self._target_worker,
+                self._target.start,
+                request.number,
+                request.token_ids,
+                sampling,
+            )
             prompt_ms = now_ms() - began_ms
             await self._drive(generation, home, on_tokens)
         finally:
@@ -235,21 +245,23 @@ class VerifierService:
     async def _drive(
         self, generation: Generation, home: "_HomeRequest", on_tokens: OnTokens | None
     ) -> None:
+        passing: asyncio.Future[tuple[list[int], list[int]]] | None = None
+        drafting: asyncio.Future[list[Draft] | None] | None = None
+        until_ms: float | None = None
         actions = generation.start(now_ms())
-        while actions:
-            following = []
+        while True:
             for action in actions:
                 match action:
                     case StartPass(tree):
-                        verdict = await self._work(self._target.verify, generation.number, tree)
-                        following = generation.pass_finished(*verdict, now_ms())
-                    case DraftAtHome(token_ids, passes):
-                        draft = await self._work(home.draft, token_ids, passes)
-                        following = generation.home_finished(draft, now_ms())
+                        passing = self._submit(
+                            self._target_worker, self._target.verify, generation.number, tree
+                        )
+                    case DraftAtHome(token_ids, passes, known):
+                        drafting = self._submit(
+                            self._home_worker, home.draft, token_ids, passes, known
+                        )
                     case WaitUntil(at_ms):
-                        while not following:
-                            await self._wait(at_ms)
-                            following = generation.tick(now_ms())
+                        until_ms = at_ms
                     case Committed(token_ids, sources):
                         if self._endpoint is not None:
                             self._endpoint.update_sessions()
@@ -257,44 +269,72 @@ class VerifierService:
                             on_tokens(token_ids, sources)
                     case Finished():
                         return
-            actions = following
+            await self._wait([job for job in (passing, drafting) if job is not None], until_ms)
+            until_ms, actions = None, []
+            if passing is not None and passing.done():
+                verdict, passing = passing.result(), None
+                actions += generation.pass_finished(*verdict, now_ms())
+            if drafting is not None and drafting.done():
+                drafts, drafting = drafting.result(), None
+                actions += generation.home_finished(drafts, now_ms())
+            if not actions:
+                actions = generation.tick(now_ms())
 
-    async def _work(self, call: Callable[..., T], *args: object) -> T:
-        """Run a blocking call in the worker thread; being cancelled does not abandon it."""
-        self._job = asyncio.get_running_loop().run_in_executor(self._worker, call, *args)
-        return await asyncio.shield(self._job)
+    def _submit(
+        self, worker: ThreadPoolExecutor, call: Callable[..., T], *args: object
+    ) -> "asyncio.Future[T]":
+        """Run a blocking call in a worker thread; the loop is woken when it has ended."""
+        job = asyncio.get_running_loop().run_in_executor(worker, call, *args)
+        self._jobs.add(job)
+        job.add_done_callback(self._ended)
+        return job
 
-    async def _wait(self, at_ms: float) -> None:
+    def _ended(self, job: "asyncio.Future[Any]") -> None:
+        self._jobs.discard(job)
+        self._wake.set()
+
+    async def _run(self, worker: ThreadPoolExecutor, call: Callable[..., T], *args: object) -> T:
+        """Being cancelled does not abandon the call."""
+        return await asyncio.shield(self._submit(worker, call, *args))
+
+    async def _wait(self, jobs: list["asyncio.Future[Any]"], until_ms: float | None) -> None:
+        """Until a job has ended, a draft has come or the time is up."""
+        if not any(job.done() for job in jobs):
+            timeout = None if until_ms is None else max(0.0, until_ms - now_ms()) / 1000
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), timeout)
         self._wake.clear()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), max(0.0, at_ms - now_ms()) / 1000)
 
     async def _release(self, request: int, home: "_HomeRequest") -> None:
-        """Once the worker is free, let target and home drafter forget the request."""
-        if self._job is not None and not self._job.done():
-            await asyncio.wait([self._job])
-            self._job.exception()
-        await self._work(home.close)
-        await self._work(self._target.finish, request)
+        """Once the workers are free, let target and home drafter forget the request."""
+        while self._jobs:
+            done, _ = await asyncio.wait(self._jobs)
+            for job in done:
+                job.exception()
+        await self._run(self._home_worker, home.close)
+        await self._run(self._target_worker, self._target.finish, request)
 
 
 class _HomeRequest:
-    """The home drafter's view of one request; called in the worker thread."""
+    """The home drafter's view of one request; called in its worker thread."""
 
     def __init__(self, home: HomeDrafter | None, generation: Generation) -> None:
         self._home = home
         self._generation = generation
         self._opened = False
 
-    def draft(self, token_ids: tuple[int, ...], passes: int) -> Draft | None:
+    def draft(
+        self, token_ids: tuple[int, ...], passes: int, known: Draft | None
+    ) -> list[Draft] | None:
         """None: it failed. It is opened anew next time, since nobody knows what it still knows."""
         assert self._home is not None
         limits = self._generation.limits
         try:
             if not self._opened:
-                self._home.open(self._generation.open_message(limits.max_rows, home=True))
+                max_nodes = min(limits.max_source_nodes, MAX_TREE_NODES)
+                self._home.open(self._generation.open_message(max_nodes, home=True))
                 self._opened = True
-            return self._home.draft(self._generation.number, token_ids, passes)
+            return self._home.draft(self._generation.number, token_ids, passes, known)
         except Exception:
             logger.exception("home drafter: a draft failed")
             self.close()

@@ -1,0 +1,103 @@
+"""Whole runs in virtual time: exactness, reproduction, and what must follow from the numbers."""
+
+from dataclasses import replace
+
+import pytest
+
+from wanspec_kernels.simulation.link import LinkProfile, OneWay
+from wanspec_kernels.simulation.measures import best_chain, best_tree, measure, plain
+from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
+from wanspec_kernels.simulation.synthetic import generate
+from wanspec_kernels.simulation.traces import load
+from wanspec_kernels.verifier.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
+
+
+@pytest.fixture(scope="module")
+def trace():
+    return generate(0.9)
+
+
+def near(round_trip_ms=10.0, **link):
+    return DrafterProfile(LinkProfile(round_trip_ms, **link))
+
+
+@pytest.mark.parametrize(
+    "policy", [NeverLocal(), AlwaysLocal(4), EntropyGate(), ExpectedGain()], ids=lambda p: type(p)
+)
+@pytest.mark.parametrize(
+    "link",
+    [
+        LinkProfile(10.0),
+        LinkProfile(40.0, jitter_ms=10.0, loss=0.05, bandwidth_mbit=2.0),
+        LinkProfile(20.0, stall_ms=300.0, stall_every_ms=700.0),
+    ],
+    ids=["near", "lossy", "stalling"],
+)
+def test_the_text_is_the_targets_own(trace, policy, link):
+    scenario = Scenario(trace, (DrafterProfile(link),), policy=policy, tokens=80)
+    assert measure(scenario).exact
+
+
+def test_the_bundled_pairs_trace_runs():
+    found = measure(Scenario(load("bundled"), (near(),), tokens=80))
+    assert found.exact
+    assert found.tokens_per_pass > 2
+
+
+def test_a_seed_reproduces_a_run(trace):
+    link = LinkProfile(30.0, jitter_ms=8.0, loss=0.02)
+    scenario = Scenario(trace, (DrafterProfile(link),), tokens=60, seed=5)
+    assert measure(scenario) == measure(scenario)
+    assert measure(scenario) != measure(replace(scenario, seed=6))
+
+
+def test_plain_decoding_takes_a_pass_a_token(trace):
+    alone = plain(Scenario(trace, (near(),), tokens=40))
+    assert alone.latency_ms == pytest.approx(30.0)
+    assert (alone.tokens_per_pass, alone.local_passes, alone.wire_bytes) == (1.0, 0.0, 0.0)
+
+
+def test_a_round_of_always_local_takes_its_passes_and_the_targets(trace):
+    found = measure(Scenario(trace, policy=AlwaysLocal(3), tokens=60))
+    assert found.latency_ms * found.tokens_per_pass == pytest.approx(39.0, rel=0.05)
+    assert found.local_passes * found.tokens_per_pass == pytest.approx(3.0, rel=0.1)
+
+
+def test_the_best_tree_is_no_worse_than_the_best_chain(trace):
+    scenario = Scenario(trace, tokens=60)
+    tree, chain = best_tree(scenario, depths=(4, 8)), best_chain(scenario, depths=(4, 8))
+    assert tree.measures.latency_ms < chain.measures.latency_ms
+    assert chain.measures.rows_per_pass <= 1 + chain.passes
+
+
+def test_rows_cost_what_they_cost(trace):
+    free = measure(Scenario(trace, policy=AlwaysLocal(4), tokens=60))
+    dear = measure(Scenario(trace, policy=AlwaysLocal(4), tokens=60, target=Machine(30.0, 1.0)))
+    assert dear.latency_ms > free.latency_ms + 0.5 * (free.rows_per_pass - 1) / free.tokens_per_pass
+
+
+def test_a_near_drafter_saves_home_passes_at_no_more_latency(trace):
+    alone = measure(Scenario(trace, policy=AlwaysLocal(6), tokens=300))
+    helped = measure(Scenario(trace, (near(),), tokens=300))
+    assert helped.latency_ms < alone.latency_ms
+    assert helped.local_passes < 0.3 * alone.local_passes
+    far = measure(Scenario(trace, (near(150.0),), tokens=300))
+    assert far.latency_ms > helped.latency_ms
+
+
+def test_requests_share_machines(trace):
+    many = measure(Scenario(trace, (near(),), requests=3, tokens=40))
+    assert many.exact
+    assert many.hot_ms < measure(Scenario(trace, (near(),), tokens=40)).hot_ms
+
+
+def test_a_link_delays_queues_and_stalls():
+    slow = OneWay(LinkProfile(20.0, bandwidth_mbit=8.0), "1")
+    assert [slow.arrival_ms(0.0, 1000) for _ in range(3)] == pytest.approx([11.0, 12.0, 13.0])
+    stalling = OneWay(LinkProfile(20.0, stall_ms=100.0, stall_every_ms=1000.0), "1")
+    assert stalling.arrival_ms(880.0, 1) == pytest.approx(890.0)
+    assert stalling.arrival_ms(895.0, 1) == pytest.approx(1000.0)
+    lossy = OneWay(LinkProfile(20.0, loss=0.3), "1")
+    arrivals = [lossy.arrival_ms(10.0 * i, 1) for i in range(200)]
+    assert arrivals == sorted(arrivals)
+    assert max(a - 10.0 * i for i, a in enumerate(arrivals)) > 200.0

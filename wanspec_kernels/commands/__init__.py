@@ -1,0 +1,1 @@
+"""Commands of `wanspec` that are more than a few lines."""

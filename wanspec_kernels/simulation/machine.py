@@ -1,0 +1,39 @@
+"""Machines in virtual time: what is ready when one falls free runs in its next pass."""
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import simpy
+
+from wanspec_kernels.simulation.scenario import Machine
+
+
+class Batcher:
+    """One machine and its queue. Jobs are (rows, what to do when the pass has ended)."""
+
+    def __init__(self, env: simpy.Environment, machine: Machine, max_batch: int) -> None:
+        self.busy_ms = 0.0
+        self.passes = 0
+        self._env, self._machine, self._max_batch = env, machine, max_batch
+        self._queue: list[tuple[int, Callable[[], None]]] = []
+        self._running = False
+
+    def submit(self, rows: int, then: Callable[[], None]) -> None:
+        self._queue.append((rows, then))
+        if not self._running:
+            self._running = True
+            self._env.process(self._run())
+
+    def _run(self) -> Generator[simpy.Event, Any, None]:
+        # What else becomes ready at this very moment shares the pass.
+        yield self._env.timeout(0)
+        while self._queue:
+            batch = self._queue[: self._max_batch]
+            del self._queue[: self._max_batch]
+            took_ms = self._machine.time_ms(sum(rows for rows, _ in batch))
+            self.busy_ms += took_ms
+            self.passes += 1
+            yield self._env.timeout(took_ms)
+            for _, then in batch:
+                then()
+        self._running = False

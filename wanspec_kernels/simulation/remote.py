@@ -1,0 +1,168 @@
+"""Remote: a drafter elsewhere in virtual time, with its link and the verifier's session for it."""
+
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, cast
+
+import simpy
+
+from drafter.session import Limits, Session
+from wanspec_kernels.protocol import Draft, Hello, Message, Open, Ping, Pong, decode, encode
+from wanspec_kernels.simulation.link import OneWay
+from wanspec_kernels.simulation.scenario import DrafterProfile
+from wanspec_kernels.simulation.traced import TracedProposer
+from wanspec_kernels.verifier import session as verifier
+from wanspec_kernels.verifier.generation import Generation
+from wanspec_kernels.verifier.pool import Kind
+
+VOCABULARY = bytes(32)
+HEARTBEAT_MS = 250.0
+
+
+class Remote:
+    """Both state machines of a connection; every message is encoded, carried and decoded."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        source: int,
+        profile: DrafterProfile,
+        proposer: TracedProposer,
+        *,
+        generations: dict[int, Generation],
+        max_requests: int,
+        seed: int,
+        on_offer: Callable[[int], None],
+    ) -> None:
+        self.source, self.profile = source, profile
+        self.up = OneWay(profile.link, f"{seed} {source} up")
+        self.down = OneWay(profile.link, f"{seed} {source} down")
+        self.drafter = Session(
+            proposer, limits=Limits(max_requests, profile.max_nodes), shape=profile.shape
+        )
+        self._hello = Hello(VOCABULARY, f"drafter {source}", max_requests, profile.max_nodes, 0)
+        self.busy_ms = 0.0
+        self._env = env
+        self._greet()
+        self._generations = generations
+        self._on_offer = on_offer
+        self._inbox: list[bytes] = []
+        self._connection = 0  # messages of earlier ones are lost
+        self._stopped_until_ms = 0.0
+        self._wake = env.event()
+        env.process(self._draft())
+        env.process(self._beat())
+
+    def update(self, generation: Generation) -> None:
+        """Bring the drafter up to a request's committed text."""
+        now = self._env.now
+        for message in self.session.update(generation, now):
+            self._send(self.down, [message], self._receive)
+            self.session.sent(message, now)
+            if isinstance(message, Open):
+                generation.enrol(self.source, self.session.round_trip_ms)
+
+    def close(self, request: int) -> None:
+        self._send(self.down, self.session.close_request(request, "finished"), self._receive)
+
+    def disconnect(self) -> None:
+        """The connection breaks or the drafter dies: what is under way is lost."""
+        self._connection += 1
+        self._inbox.clear()
+        self.drafter.reset()
+        self.session.end("disconnected")
+        for generation in self._generations.values():
+            generation.retire(self.source)
+
+    def reconnect(self, source: int) -> None:
+        """Dial again; to the verifier it is a new source."""
+        self.source = source
+        self._greet()
+        for generation in self._generations.values():
+            self.update(generation)
+
+    def stop(self, until_ms: float) -> None:
+        """The drafter's process stands still, its connection stays."""
+        self._stopped_until_ms = until_ms
+
+    def _greet(self) -> None:
+        now = self._env.now
+        self.session = verifier.Session(
+            self.source, str(self.source), vocabulary=VOCABULARY, now=now
+        )
+        self.session.on_message(self._hello, now)
+
+    def _draft(self) -> Generator[simpy.Event, Any, None]:
+        """One pass after another; what comes in the meantime is read between them."""
+        while True:
+            if self._env.now < self._stopped_until_ms:
+                yield self._env.timeout(self._stopped_until_ms - self._env.now)
+                continue
+            inbox, self._inbox = self._inbox, []
+            for data in inbox:
+                self._send(self.up, self._answers(decode(data)), self._hear)
+            if not self.drafter.busy:
+                self._wake = self._env.event()
+                yield self._wake
+                continue
+            before, connection = self.drafter.counters.num_tokens, self._connection
+            messages = self.drafter.step()
+            rows = self.drafter.counters.num_tokens - before
+            if rows:
+                took_ms = self.profile.machine.time_ms(rows)
+                self.busy_ms += took_ms
+                yield self._env.timeout(took_ms)
+            if connection == self._connection:
+                self._send(self.up, messages, self._hear)
+
+    def _answers(self, message: Message) -> list[Message]:
+        if isinstance(message, Ping):
+            return [Pong(message.clock_us, int(self._env.now * 1000))]
+        return self.drafter.on_message(message)
+
+    def _beat(self) -> Generator[simpy.Event, Any, None]:
+        while True:
+            was_ready = self.session.ready
+            self._send(self.down, self.session.tick(self._env.now), self._receive)
+            if was_ready and not self.session.ready:  # silent for too long
+                self.disconnect()
+            for generation in list(self._generations.values()):
+                self.update(generation)
+            yield self._env.timeout(HEARTBEAT_MS)
+
+    def _send(
+        self, way: OneWay, messages: Iterable[Message], deliver: Callable[[bytes], None]
+    ) -> None:
+        now, connection = self._env.now, self._connection
+
+        def arrives(event: simpy.Event) -> None:
+            if connection == self._connection:
+                deliver(cast("bytes", event.value))
+
+        for message in messages:
+            data = encode(message)
+            arrival = self._env.timeout(way.arrival_ms(now, len(data)) - now, data)
+            assert arrival.callbacks is not None
+            arrival.callbacks.append(arrives)
+
+    def _receive(self, data: bytes) -> None:
+        """At the drafter."""
+        self._inbox.append(data)
+        if not self._wake.triggered:
+            self._wake.succeed()
+
+    def _hear(self, data: bytes) -> None:
+        """At the verifier."""
+        reaction = self.session.on_message(decode(data), self._env.now)
+        self._send(self.down, reaction.send, self._receive)
+        if reaction.draft is not None:
+            self._offer(reaction.draft)
+
+    def _offer(self, draft: Draft) -> None:
+        generation = self._generations.get(draft.request)
+        if generation is None:
+            return
+        outcome = generation.offer(self.source, draft, self._env.now)
+        if outcome.kind is Kind.INVALID:
+            self._send(self.down, self.session.quarantine(outcome.reason), self._receive)
+            generation.retire(self.source)
+        self._on_offer(draft.request)

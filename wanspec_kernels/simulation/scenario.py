@@ -1,0 +1,61 @@
+"""Scenario: everything that decides a run; the same scenario and seed give the same run."""
+
+from dataclasses import dataclass, field
+
+from drafter.growth import GrowthShape
+from wanspec_kernels.simulation.link import LinkProfile
+from wanspec_kernels.simulation.trace import Trace
+from wanspec_kernels.verifier.generation import Limits
+from wanspec_kernels.verifier.policies import ExpectedGain
+from wanspec_kernels.verifier.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A model's time for a pass: so much for the first row, so much for each one more."""
+
+    pass_ms: float
+    row_ms: float = 0.0
+
+    def time_ms(self, rows: int) -> float:
+        return self.pass_ms + self.row_ms * max(0, rows - 1)
+
+
+REMOTE_SHAPE = GrowthShape(
+    width=128,
+    max_children=16,
+    max_root_children=16,
+    min_probability=0.002,
+    min_path_probability=0.0005,
+)
+HOME_SHAPE = GrowthShape(
+    width=32,
+    max_children=8,
+    max_root_children=16,
+    min_probability=0.002,
+    min_path_probability=0.001,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterProfile:
+    link: LinkProfile
+    machine: Machine = field(default_factory=lambda: Machine(4.0))
+    shape: GrowthShape = REMOTE_SHAPE
+    max_nodes: int = 2048
+    trace: Trace | None = None  # of this drafter's own model; None: the scenario's
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    trace: Trace
+    drafters: tuple[DrafterProfile, ...] = ()
+    policy: Policy = field(default_factory=ExpectedGain)
+    target: Machine = field(default_factory=lambda: Machine(30.0))
+    home: Machine | None = field(default_factory=lambda: Machine(3.0))
+    home_shape: GrowthShape = HOME_SHAPE
+    limits: Limits = field(default_factory=lambda: Limits(max_rows=64))
+    max_batch: int = 1024  # requests of one pass of the target, or of the home drafter
+    requests: int = 1
+    tokens: int = 1000  # a request
+    seed: int = 0

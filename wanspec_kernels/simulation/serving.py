@@ -1,0 +1,141 @@
+"""Serving: one request at the verifier in virtual time, as the service drives it in real time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import simpy
+
+from drafter.home import HomeDrafter
+from wanspec_kernels.protocol import MAX_TREE_NODES, Draft
+from wanspec_kernels.simulation.machine import Batcher
+from wanspec_kernels.simulation.scenario import Scenario
+from wanspec_kernels.simulation.traced import PROMPT, TracedProposer, TracedText
+from wanspec_kernels.tree import HostTree
+from wanspec_kernels.verifier.estimates import Estimates
+from wanspec_kernels.verifier.generation import (
+    Action,
+    Committed,
+    DraftAtHome,
+    Finished,
+    Generation,
+    Request,
+    StartPass,
+    Statistics,
+    WaitUntil,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRun:
+    """One request from its first decision to its last token."""
+
+    token_ids: list[int]
+    expected_ids: list[int]  # what the target alone says
+    elapsed_ms: float
+    token_ms: list[float]  # of each token: its share of the round that brought it
+    statistics: Statistics
+
+
+class Serving:
+    def __init__(
+        self,
+        env: simpy.Environment,
+        number: int,
+        scenario: Scenario,
+        text: TracedText,
+        *,
+        estimates: Estimates,
+        target: Batcher,
+        home: Batcher | None,
+        home_proposer: TracedProposer,
+        on_commit: Callable[[Generation], None],
+        on_finish: Callable[[int], None],
+    ) -> None:
+        self.number = number
+        self.generation = Generation(
+            Request(number, PROMPT, scenario.tokens),
+            vocab_size=scenario.trace.vocab_size,
+            policy=scenario.policy,
+            estimates=estimates,
+            limits=scenario.limits,
+            home=home is not None,
+        )
+        self._env, self._text = env, text
+        self._target, self._home_machine = target, home
+        self._proposer = home_proposer
+        self._home = HomeDrafter(home_proposer, shape=scenario.home_shape)
+        self._home_is_open = False
+        self._on_commit, self._on_finish = on_commit, on_finish
+        self._began_ms = self._last_ms = env.now
+        self._token_ms: list[float] = []
+        self._wait = 0  # the last WaitUntil's number
+
+    def start(self) -> None:
+        self._began_ms = self._last_ms = self._env.now
+        self._act(self.generation.start(self._env.now))
+
+    def poke(self) -> None:
+        """A draft was offered."""
+        self._act(self.generation.tick(self._env.now))
+
+    def run(self) -> RequestRun:
+        assert self.generation.done
+        output = self.generation.output_ids
+        return RequestRun(
+            output,
+            self._text.token_ids[: len(output)],
+            self._last_ms - self._began_ms,
+            self._token_ms,
+            self.generation.statistics,
+        )
+
+    def _act(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case StartPass(tree):
+                    self._verify(tree)
+                case DraftAtHome(token_ids, passes, known):
+                    self._draft(token_ids, passes, known)
+                case WaitUntil(at_ms):
+                    self._wait += 1
+                    timeout = self._env.timeout(max(0.0, at_ms - self._env.now), self._wait)
+                    assert timeout.callbacks is not None
+                    timeout.callbacks.append(self._time_is_up)
+                case Committed(token_ids):
+                    took_ms, self._last_ms = self._env.now - self._last_ms, self._env.now
+                    self._token_ms += [took_ms / len(token_ids)] * len(token_ids)
+                    self._on_commit(self.generation)
+                case Finished():
+                    self._on_finish(self.number)
+
+    def _time_is_up(self, event: simpy.Event) -> None:
+        if event.value == self._wait:
+            self.poke()
+
+    def _verify(self, tree: HostTree) -> None:
+        done = self.generation.pool.length - len(PROMPT)
+
+        def ended() -> None:
+            verdict = self._text.verify(done, tree)
+            self._act(self.generation.pass_finished(*verdict, self._env.now))
+
+        self._target.submit(len(tree.token_ids), ended)
+
+    def _draft(self, token_ids: Sequence[int], passes: int, known: Draft | None) -> None:
+        assert self._home_machine is not None
+        if not self._home_is_open:
+            self._home.open(self.generation.open_message(MAX_TREE_NODES, home=True))
+            self._home_is_open = True
+        before = self._proposer.rows
+        drafts = self._home.draft(self.number, token_ids, passes, known)
+        rows = (self._proposer.rows - before) // passes
+
+        def ended(left: int) -> None:
+            if left:
+                machine = self._home_machine
+                assert machine is not None
+                machine.submit(rows, lambda: ended(left - 1))
+            else:
+                self._act(self.generation.home_finished(drafts, self._env.now))
+
+        ended(passes)

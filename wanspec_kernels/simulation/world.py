@@ -1,0 +1,79 @@
+"""World: a verifier, its requests and its drafters in virtual time."""
+
+import simpy
+
+from wanspec_kernels.simulation.machine import Batcher
+from wanspec_kernels.simulation.remote import Remote
+from wanspec_kernels.simulation.scenario import Scenario
+from wanspec_kernels.simulation.serving import RequestRun, Serving
+from wanspec_kernels.simulation.traced import TracedProposer, TracedText
+from wanspec_kernels.verifier.estimates import Estimates
+from wanspec_kernels.verifier.generation import Generation
+
+
+class World:
+    """Runs a scenario once; times are in ms of virtual time from 0."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        s = self.scenario = scenario
+        self.env = simpy.Environment()
+        self.estimates = Estimates()
+        self.generations: dict[int, Generation] = {}
+        self.target = Batcher(self.env, s.target, s.max_batch)
+        self.home = Batcher(self.env, s.home, s.max_batch) if s.home is not None else None
+        self.servings: dict[int, Serving] = {}
+        self.texts: dict[int, TracedText] = {}
+        self._left = s.requests
+        self.remotes = [
+            Remote(
+                self.env,
+                number,
+                profile,
+                TracedProposer(s.trace.vocab_size, self.texts),
+                generations=self.generations,
+                max_requests=s.requests,
+                seed=s.seed,
+                on_offer=self._on_offer,
+            )
+            for number, profile in enumerate(s.drafters, 1)
+        ]
+        for number in range(1, s.requests + 1):
+            # Beyond the last token: what a tree may still reach.
+            length = s.tokens + 2 * s.limits.max_depth
+            self.texts[number] = TracedText(s.trace, length, s.seed * 1_000_003 + number)
+            self.servings[number] = Serving(
+                self.env,
+                number,
+                s,
+                self.texts[number],
+                estimates=self.estimates,
+                target=self.target,
+                home=self.home,
+                home_proposer=TracedProposer(s.trace.vocab_size, self.texts),
+                on_commit=self._on_commit,
+                on_finish=self._on_finish,
+            )
+
+    def run(self) -> list[RequestRun]:
+        for number, serving in self.servings.items():
+            self.generations[number] = serving.generation
+            for remote in self.remotes:
+                remote.update(serving.generation)
+            serving.start()
+        while self._left:  # heartbeats would go on for ever
+            self.env.step()
+        return [serving.run() for serving in self.servings.values()]
+
+    def _on_offer(self, request: int) -> None:
+        self.servings[request].poke()
+
+    def _on_commit(self, generation: Generation) -> None:
+        if not generation.done:
+            for remote in self.remotes:
+                remote.update(generation)
+
+    def _on_finish(self, request: int) -> None:
+        self._left -= 1
+        self.generations.pop(request, None)
+        for remote in self.remotes:
+            remote.close(request)

@@ -1,0 +1,170 @@
+"""The policies: never at home, always at home, the entropy gate, and expected gain."""
+
+from dataclasses import dataclass, replace
+
+from wanspec_kernels.verifier.policy import Arrival, Decision, DraftAtHome, Verify, View, Wait
+
+MIN_WAIT_MS = 0.1  # shorter ones could follow each other without end, for want of digits
+
+
+@dataclass(frozen=True, slots=True)
+class NeverLocal:
+    """Verifies what remotes sent, after a bounded wait where nothing is here."""
+
+    max_wait_fraction: float = 0.5  # of a target pass, a round
+
+    def decide(self, view: View) -> Decision:
+        until_ms = _bounded_wait(view, self.max_wait_fraction)
+        if not view.verifying and view.depth == 0 and until_ms is not None:
+            return Wait(until_ms)
+        return Verify()
+
+
+@dataclass(frozen=True, slots=True)
+class AlwaysLocal:
+    """Co-located speculation: so many draft passes at home, then the target, whatever comes."""
+
+    passes: int = 5
+
+    def decide(self, view: View) -> Decision:
+        done = view.home_passes
+        if view.verifying or done is None or done >= self.passes or view.depth >= view.max_depth:
+            return Verify()
+        return DraftAtHome(1)
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyGate:
+    """Redundancy where the remote is likely to be wrong (Martin and Dogar, arXiv 2602.18931).
+
+    Home drafts what co-located speculation would wherever the drafts at hand are unsure of some
+    token on their likeliest path by more than `max_entropy_bits`, or there is none. Elsewhere the
+    remote is trusted, and waited for within a bound if its tree is still shallow.
+    """
+
+    max_entropy_bits: float = 2.0
+    passes: int = 5  # a round, as `AlwaysLocal`
+    min_depth: int = 4  # a trusted tree as deep as this is not kept waiting
+    max_wait_fraction: float = 0.5
+
+    def decide(self, view: View) -> Decision:
+        if view.verifying or view.depth >= view.max_depth:
+            return Verify()
+        unsure = view.depth == 0 or view.entropy_bits > self.max_entropy_bits
+        done = view.home_passes
+        if unsure and done is not None and done < self.passes and view.home_depth < self.passes:
+            return DraftAtHome(1)
+        until_ms = _bounded_wait(view, self.max_wait_fraction)
+        if not unsure and view.depth < self.min_depth and until_ms is not None:
+            return Wait(until_ms)
+        return Verify()
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedGain:
+    """Takes what gains most: tokens expected of the next pass, less what time and passes cost.
+
+    A millisecond costs the tokens that are decoded in one on average, so that the best choice of
+    each round is the best in the long run; a draft pass at home costs `pass_price` tokens more,
+    the capacity it takes from others, while there is a remote to take it over. One pass more at
+    home, or one addition more from a remote, is expected to hold the next token of the paths that
+    now run out of the tree (`open_mass`) with probability `coverage`. Home may also draft while the
+    target runs, which costs no time: it does where remotes cannot be heard in time for the next
+    pass.
+
+    While a remote is heard, home stops working ahead once it makes so many passes a token as the
+    remote is far: none to speak of where a reply takes half a target pass, one where it takes
+    three. Within one target pass it stops altogether. Without this the passes that always pay a
+    little would be made even where a remote serves nearly as well.
+
+    Nothing is ever stuck: waits add up to at most `max_wait_fraction` of a target pass a round, a
+    source that is overdue is not waited for, home passes a round are bounded, and what remains is
+    to verify.
+    """
+
+    pass_price: float = 0.5  # tokens
+    ahead_price: float = 0.75  # tokens, of the first pass while the target runs
+    more_ahead_price: float = 0.45  # and of those that follow
+    max_wait_fraction: float = 0.4  # of a target pass, a round
+    max_home_passes: int = 8  # a round
+    max_ahead_passes: int = 12  # while one target pass runs
+    max_levels: int = 8  # looked ahead
+    near_passes: float = 0.5  # of the target, in which a reply makes home needless,
+    far_passes: float = 3.0  # and in which it takes one pass a token
+    least_home_share: float = 0.025  # passes a token, however near the remote is,
+    most_home_share: float = 0.92  # and however far
+
+    def decide(self, view: View) -> Decision:
+        if self._made_enough(view):
+            view = replace(view, home_passes=None)
+        return self._ahead(view) if view.verifying else self._now(view)
+
+    def _made_enough(self, view: View) -> bool:
+        """Home has made the passes that so near a remote leaves it."""
+        if view.reply_ms is None:
+            return False
+        far = view.reply_ms / view.target_pass_ms
+        if far > 1.0 and not view.verifying:
+            return False  # a remote that missed is not back before the next pass
+        share = (far - self.near_passes) / (self.far_passes - self.near_passes)
+        share = min(max(share, self.least_home_share), self.most_home_share)
+        return view.home_passes_per_token > share
+
+    def _now(self, view: View) -> Decision:
+        best, decision = 0.0, Verify()  # gain over verifying what is here
+        levels = min(self.max_levels, view.max_depth - view.depth)
+        if levels <= 0:
+            return decision
+        decided: Decision = decision
+        for arrival in view.arrivals:
+            gain, until_ms = self._gain_of_waiting(view, arrival, levels)
+            if gain > best:
+                best, decided = gain, Wait(until_ms)
+        if view.home_passes is not None:
+            left = min(levels, self.max_home_passes - view.home_passes)
+            # Where no remote is heard a pass saved at home is saved by nobody.
+            price = 0.0 if view.reply_ms is None else self.pass_price
+            cost = view.tokens_per_ms * view.home_pass_ms + price
+            gain, mass = 0.0, view.open_mass
+            for _ in range(left):
+                mass *= view.coverage
+                gain += mass - cost
+                if gain > best:
+                    best, decided = gain, DraftAtHome(1)
+        return decided
+
+    def _gain_of_waiting(self, view: View, arrival: Arrival, levels: int) -> tuple[float, float]:
+        """The most that waiting for one remote is worth, and until when it is heard next."""
+        left_ms = self.max_wait_fraction * view.target_pass_ms - view.waited_ms
+        first_ms = arrival.next_ms - view.now_ms
+        best = gain = 0.0
+        mass = arrival.open_mass
+        for level in range(levels):
+            wait_ms = first_ms + level * arrival.every_ms
+            if not first_ms >= MIN_WAIT_MS or wait_ms > left_ms:
+                break
+            mass *= view.coverage
+            gain += mass
+            best = max(best, gain - view.tokens_per_ms * wait_ms)
+        return best, arrival.next_ms
+
+    def _ahead(self, view: View) -> Decision:
+        done = view.home_passes
+        if done is None or view.home_is_busy or done >= self.max_ahead_passes:
+            return Verify()
+        if view.left_ms < 0.5 * view.home_pass_ms:
+            return Verify()
+        ends_ms = view.now_ms + view.left_ms
+        served = max((a.open_mass for a in view.arrivals if a.next_ms < ends_ms), default=0.0)
+        # A few passes only draft what this pass decides anyway: once begun, they go on.
+        price = self.ahead_price if done == 0 else self.more_ahead_price
+        if (view.open_mass - served) * view.coverage > price:
+            return DraftAtHome(1)
+        return Verify()
+
+
+def _bounded_wait(view: View, max_fraction: float) -> float | None:
+    """Until when to wait for whoever should be heard first; None: for nobody."""
+    left_ms = max_fraction * view.target_pass_ms - view.waited_ms
+    times = (a.next_ms for a in view.arrivals)
+    return min((t for t in times if MIN_WAIT_MS <= t - view.now_ms <= left_ms), default=None)

@@ -1,0 +1,179 @@
+"""Selection: the part of a pool that one target pass verifies."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import log2
+
+from wanspec_kernels.confidence import CLAIMED, UNKNOWN
+from wanspec_kernels.tree import Expansion, HostTree
+from wanspec_kernels.verifier.pool_node import PoolNode
+
+UNKNOWN_PROBABILITY = 0.5  # of a child of which its source says nothing, before siblings share it
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A tree for the target, who brought each of its rows, and what it promises."""
+
+    tree: HostTree
+    sources: tuple[tuple[int, ...], ...]  # of each row, first to bring it first; none at the root
+    depths: tuple[int, ...]  # of each row
+    probabilities: tuple[float, ...]  # of each row to be on the target's path; the root's is 1
+    open_rows: tuple[int, ...]  # rows below which nothing is known, though it could be verified
+
+    @property
+    def depth(self) -> int:
+        return max(self.depths)
+
+    @property
+    def expected_tokens(self) -> float:
+        """Accepted drafts and the one extra token."""
+        return sum(self.probabilities)
+
+    @property
+    def open_mass(self) -> float:
+        """Probability that the path leaves the tree where nothing is known further down."""
+        return sum(self.probabilities[row] for row in self.open_rows)
+
+    def open_mass_of(self, source: int) -> float:
+        """The part of it at rows that this source brought, and may be growing."""
+        return sum(self.probabilities[row] for row in self.open_rows if source in self.sources[row])
+
+    @property
+    def entropy_bits(self) -> float:
+        """The highest entropy of a next token along the likeliest path, as far as it goes."""
+        parents, probabilities = self.tree.parents, self.probabilities
+        shares: dict[int, list[float]] = {}
+        heir: dict[int, int] = {}  # the likeliest child of each row: the first in the order
+        for row in range(1, len(parents)):
+            above = parents[row]
+            shares.setdefault(above, []).append(probabilities[row] / probabilities[above])
+            heir.setdefault(above, row)
+        highest, row = 0.0, 0
+        while row in heir:
+            rest = max(0.0, 1.0 - sum(shares[row]))
+            highest = max(highest, -sum(p * log2(p) for p in (*shares[row], rest) if p > 0))
+            row = heir[row]
+        return highest
+
+    def depth_of(self, source: int) -> int:
+        """How deep this source's own rows reach."""
+        rows = zip(self.depths, self.sources, strict=True)
+        return max((d for d, sources in rows if source in sources), default=0)
+
+
+def select_likeliest(
+    root: PoolNode, tables: Mapping[int, Sequence[float]], max_rows: int, max_depth: int
+) -> Selection:
+    """Rows by the probability of being on the path: each is the one that promises most.
+
+    `tables` has, by source, what its codes are worth. The children of one source share a
+    probability of 1 at most, so that one which claims much for many is believed little for each.
+    """
+    nodes, parents, depths, probabilities = [root], [-1], [0], [1.0]
+    open_rows: list[int] = []
+    heap: list[tuple[float, int, int, PoolNode]] = []  # -probability, order, parent's row
+
+    def push_children(row: int) -> None:
+        above = probabilities[row]
+        for child, share in _shares(nodes[row], tables):
+            heappush(heap, (-above * share, child.order, row, child))
+
+    if max_depth > 0:
+        if root.children:
+            push_children(0)
+        else:
+            open_rows.append(0)
+    while heap and len(nodes) < max_rows:
+        minus_probability, _, parent, node = heappop(heap)
+        row, depth = len(nodes), depths[parent] + 1
+        nodes.append(node)
+        parents.append(parent)
+        depths.append(depth)
+        probabilities.append(-minus_probability)
+        if depth < max_depth:
+            if node.children:
+                push_children(row)
+            else:
+                open_rows.append(row)
+    return Selection(
+        HostTree(tuple([node.token for node in nodes]), tuple(parents)),
+        tuple([tuple(node.sources) for node in nodes]),
+        tuple(depths),
+        tuple(probabilities),
+        tuple(open_rows),
+    )
+
+
+def select_expanded(
+    root: PoolNode, charge: int, acceptance: float, max_rows: int, max_depth: int
+) -> Selection:
+    """Expanded nodes in order of arrival, each with all its draws, as many as fit by the charge.
+
+    `charge` is the rows that an expanded node is counted for, whatever its draws fell on, and
+    `acceptance` that of a level: what the probabilities rest on, which decide nothing here.
+    """
+    nodes, parents, depths, probabilities = [root], [-1], [0], [1.0]
+    expansions: list[Expansion] = []
+    heap: list[tuple[int, int]] = []  # order of the first group, row
+    open_rows = {0} if max_depth > 0 else set()
+
+    def push(row: int) -> None:
+        if nodes[row].groups and depths[row] < max_depth:
+            first = min(order for order, _ in nodes[row].groups.values())
+            heappush(heap, (first, row))
+
+    push(0)
+    for _ in range((max_rows - 1) // charge):
+        if not heap:
+            break
+        _, row = heappop(heap)
+        open_rows.discard(row)
+        row_of: dict[int, int] = {}
+        for _, group in sorted(nodes[row].groups.values()):
+            for token in group.drawn:
+                if token not in row_of:
+                    row_of[token] = len(nodes)
+                    nodes.append(nodes[row].children[token])
+                    parents.append(row)
+                    depths.append(depths[row] + 1)
+            children = tuple(row_of[token] for token in group.drawn)
+            expansions.append(Expansion(row, children, group.token_ids, group.weights))
+        for child in row_of.values():
+            probabilities.append(probabilities[row] * acceptance / len(row_of))
+            if depths[child] < max_depth:
+                open_rows.add(child)
+            push(child)
+    return Selection(
+        HostTree(tuple(node.token for node in nodes), tuple(parents), tuple(expansions)),
+        tuple(tuple(node.sources) for node in nodes),
+        tuple(depths),
+        tuple(probabilities),
+        tuple(sorted(open_rows)),
+    )
+
+
+def _shares(node: PoolNode, tables: Mapping[int, Sequence[float]]) -> list[tuple[PoolNode, float]]:
+    """Each child with its probability given the node: the highest that any source gives it."""
+    children = node.children.values()
+    claims = [
+        [
+            (source, UNKNOWN_PROBABILITY if code == UNKNOWN else tables.get(source, CLAIMED)[code])
+            for source, code in child.sources.items()
+        ]
+        for child in children
+    ]
+    totals: dict[int, float] = {}
+    for claim in claims:
+        for source, p in claim:
+            totals[source] = totals.get(source, 0.0) + p
+    if max(totals.values(), default=0.0) <= 1.0:
+        return [
+            (child, claim[0][1] if len(claim) == 1 else max([p for _, p in claim]))
+            for child, claim in zip(children, claims, strict=True)
+        ]
+    return [
+        (child, max([p / max(1.0, totals[source]) for source, p in claim]))
+        for child, claim in zip(children, claims, strict=True)
+    ]
