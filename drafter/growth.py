@@ -25,7 +25,8 @@ MAX_HELD_BACK = 4096  # candidates for which there was no room
 class GrowthShape:
     """How a tree grows; the request adds its own bounds on nodes and depth."""
 
-    width: int = 16  # nodes one pass expands
+    width: int = 16  # nodes one pass expands at most:
+    min_share: float = 0.0  # those with so much of the likeliest one's probability
     max_children: int = 4  # of a node, under `match`
     max_root_children: int = 8
     min_probability: float = 0.03  # of a child given its parent; the likeliest child needs none
@@ -255,11 +256,15 @@ class Growth:
         # A node's children are one deeper than it, and it needs a position itself.
         deepest = min(self._root.index + self._max_depth, self._max_positions)
         # Parents come first among equals, so that nobody is chosen without its ancestors.
-        return nlargest(
+        chosen = nlargest(
             width,
             (n for n in self._unexpanded if n.log_probability >= least and n.index < deepest),
             key=lambda n: n.log_probability,
         )
+        if self.shape.min_share > 0 and chosen:
+            least = chosen[0].log_probability + math.log(self.shape.min_share)
+            chosen = [n for n in chosen if n.log_probability >= least]
+        return chosen
 
     def _learn(self, token: int) -> None:
         children = self._root.children

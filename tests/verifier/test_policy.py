@@ -38,7 +38,7 @@ RUNNING = {"verifying": True, "left_ms": 30.0}
         ({}, DraftAtHome(1)),
         (DEEP, Verify()),
         ({"open_mass": 0.9, "depth": 2}, DraftAtHome(1)),
-        ({"home_passes": 8}, Verify()),
+        ({"home_passes": 16}, Verify()),
         ({"home_passes": None}, Verify()),
         ({"max_depth": 0}, Verify()),
         ({"home_pass_ms": 60.0}, Verify()),
@@ -61,21 +61,24 @@ RUNNING = {"verifying": True, "left_ms": 30.0}
         ({"reply_ms": 60.0, "home_passes_per_token": 0.1}, DraftAtHome(1)),
         ({"reply_ms": 60.0, "home_passes_per_token": 0.9}, DraftAtHome(1)),
         ({**RUNNING, "reply_ms": 60.0, "home_passes_per_token": 0.9}, Verify()),
-        ({**RUNNING, "reply_ms": 900.0, "home_passes_per_token": 0.9}, DraftAtHome(1)),
-        ({**RUNNING, "reply_ms": 900.0, "home_passes_per_token": 1.2}, Verify()),
+        ({**RUNNING, "reply_ms": 80.0, "home_passes_per_token": 0.3}, DraftAtHome(1)),
+        ({**RUNNING, "reply_ms": 80.0, "home_passes_per_token": 0.4}, Verify()),
+        # One farther away than that leaves home as if it were alone, in turn with the target.
+        ({"reply_ms": 90.0, "home_passes_per_token": 2.0}, DraftAtHome(1)),
+        ({**RUNNING, "reply_ms": 90.0}, Verify()),
         ({**RUNNING, "left_ms": 1.0}, Verify()),
         ({**RUNNING, "arrivals": NOTHING_HERE_SOON}, Verify()),  # a remote sees to it
     ],
 )
 def test_expected_gain(changes, expected):
-    policy = ExpectedGain(pass_price=0.2, ahead_price=0.3, max_wait_fraction=0.4)
+    policy = ExpectedGain(pass_price=0.2, ahead_price=0.3, more_ahead_price=0.45)
     assert policy.decide(replace(VIEW, **changes)) == expected
 
 
 def test_dearer_passes_are_fewer():
     def passes(price):
         view, done = replace(VIEW, reply_ms=20.0), 0
-        policy = ExpectedGain(pass_price=price, near_passes=0.0, far_passes=0.5)
+        policy = ExpectedGain(pass_price=price, near_passes=0.0, far_passes=1.0)
         while isinstance(policy.decide(view), DraftAtHome):
             done += 1
             mass = view.open_mass * view.coverage

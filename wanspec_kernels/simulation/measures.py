@@ -13,9 +13,9 @@ from wanspec_kernels.verifier.policies import AlwaysLocal, ExpectedGain
 CHAIN = GrowthShape(
     width=1, max_children=1, max_root_children=1, min_path_probability=1e-9, min_probability=0.0
 )
-CHAIN_DEPTHS = (2, 3, 4, 5, 6, 7, 8, 10, 12)
-TREE_DEPTHS = (3, 4, 5, 6, 7, 8, 10, 12)
-TREE_WIDTHS = (2, 4, 8, 16, 32)
+CHAIN_DEPTHS = (3, 4, 5, 6, 7, 8, 10, 12, 16)
+TREE_DEPTHS = (4, 6, 8, 10, 12, 16, 20)
+TREE_WIDTHS = (1, 2, 4, 8, 16)
 TREE_CHILDREN = (2, 4, 8)
 
 

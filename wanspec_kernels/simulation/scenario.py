@@ -29,11 +29,12 @@ REMOTE_SHAPE = GrowthShape(
     min_path_probability=0.0005,
 )
 HOME_SHAPE = GrowthShape(
-    width=32,
+    width=16,
+    min_share=0.08,
     max_children=8,
     max_root_children=16,
     min_probability=0.002,
-    min_path_probability=0.001,
+    min_path_probability=0.002,
 )
 
 

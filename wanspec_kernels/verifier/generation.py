@@ -54,7 +54,7 @@ class Limits:
     """Sizes of one request's trees."""
 
     max_rows: int = 64  # of a verified tree, the root among them
-    max_depth: int = 16
+    max_depth: int = 32  # of which a remote's base may be half behind
     max_source_nodes: int = 2048  # kept in the pool for each source
     max_length: int | None = None  # the target's positions: context and tree's rows together
 

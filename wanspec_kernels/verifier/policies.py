@@ -73,9 +73,10 @@ class ExpectedGain:
     pass.
 
     While a remote is heard, home stops working ahead once it makes so many passes a token as the
-    remote is far: none to speak of where a reply takes half a target pass, one where it takes
-    three. Within one target pass it stops altogether. Without this the passes that always pay a
-    little would be made even where a remote serves nearly as well.
+    remote is far: none to speak of where a reply takes half a target pass, `far_share` where it
+    takes `far_passes`. Within one target pass it stops altogether. Without this the passes that
+    always pay a little would be made even where a remote serves nearly as well. A remote farther
+    away saves home nothing, so home drafts in turn with the target, as co-located speculation does.
 
     Nothing is ever stuck: waits add up to at most `max_wait_fraction` of a target pass a round, a
     source that is overdue is not waited for, home passes a round are bounded, and what remains is
@@ -83,21 +84,26 @@ class ExpectedGain:
     """
 
     pass_price: float = 0.5  # tokens
-    ahead_price: float = 0.75  # tokens, of the first pass while the target runs
-    more_ahead_price: float = 0.45  # and of those that follow
+    ahead_price: float = 0.9  # tokens, of the first pass while the target runs
+    more_ahead_price: float = 0.6  # and of those that follow
     max_wait_fraction: float = 0.4  # of a target pass, a round
-    max_home_passes: int = 8  # a round
+    max_home_passes: int = 16  # a round
     max_ahead_passes: int = 12  # while one target pass runs
-    max_levels: int = 8  # looked ahead
+    max_levels: int = 16  # looked ahead
     near_passes: float = 0.5  # of the target, in which a reply makes home needless,
-    far_passes: float = 3.0  # and in which it takes one pass a token
-    least_home_share: float = 0.025  # passes a token, however near the remote is,
-    most_home_share: float = 0.92  # and however far
+    far_passes: float = 3.0  # and in which the remote is
+    far_share: float = 0.4  # passes a token while it is nearly so far
+    least_home_share: float = 0.025  # and however near it is
 
     def decide(self, view: View) -> Decision:
         if self._made_enough(view):
             view = replace(view, home_passes=None)
         return self._ahead(view) if view.verifying else self._now(view)
+
+    def _is_far(self, view: View) -> bool:
+        """There is a remote, but too far for home to leave drafting to it."""
+        reply_ms = view.reply_ms
+        return reply_ms is not None and reply_ms >= self.far_passes * view.target_pass_ms
 
     def _made_enough(self, view: View) -> bool:
         """Home has made the passes that so near a remote leaves it."""
@@ -106,9 +112,8 @@ class ExpectedGain:
         far = view.reply_ms / view.target_pass_ms
         if far > 1.0 and not view.verifying:
             return False  # a remote that missed is not back before the next pass
-        share = (far - self.near_passes) / (self.far_passes - self.near_passes)
-        share = min(max(share, self.least_home_share), self.most_home_share)
-        return view.home_passes_per_token > share
+        distance = (far - self.near_passes) / (self.far_passes - self.near_passes)
+        return view.home_passes_per_token > max(self.far_share * distance, self.least_home_share)
 
     def _now(self, view: View) -> Decision:
         best, decision = 0.0, Verify()  # gain over verifying what is here
@@ -122,8 +127,9 @@ class ExpectedGain:
                 best, decided = gain, Wait(until_ms)
         if view.home_passes is not None:
             left = min(levels, self.max_home_passes - view.home_passes)
-            # Where no remote is heard a pass saved at home is saved by nobody.
-            price = 0.0 if view.reply_ms is None else self.pass_price
+            # Where no remote serves, a pass saved at home is saved by nobody.
+            nobody_serves = view.reply_ms is None or self._is_far(view)
+            price = 0.0 if nobody_serves else self.pass_price
             cost = view.tokens_per_ms * view.home_pass_ms + price
             gain, mass = 0.0, view.open_mass
             for _ in range(left):
@@ -152,7 +158,7 @@ class ExpectedGain:
         done = view.home_passes
         if done is None or view.home_is_busy or done >= self.max_ahead_passes:
             return Verify()
-        if view.left_ms < 0.5 * view.home_pass_ms:
+        if view.left_ms < 0.5 * view.home_pass_ms or self._is_far(view):
             return Verify()
         ends_ms = view.now_ms + view.left_ms
         served = max((a.open_mass for a in view.arrivals if a.next_ms < ends_ms), default=0.0)
