@@ -83,7 +83,7 @@ class ExpectedGain:
     to verify.
     """
 
-    pass_price: float = 0.5  # tokens
+    pass_price: float = 0.54  # tokens
     ahead_price: float = 0.9  # tokens, of the first pass while the target runs
     more_ahead_price: float = 0.6  # and of those that follow
     max_wait_fraction: float = 0.4  # of a target pass, a round
