@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bench.conftest import random_tree
 from wanspec_kernels.attention import tree_attention
+from wanspec_kernels.attention.reference import visible_slots
 from wanspec_kernels.tree import DraftTree
 
 HEADS, KV_HEADS, DIM, PAGE_SIZE = 32, 8, 128, 16
@@ -55,10 +56,8 @@ class AttentionCase:
     def visible(self, b: int) -> Tensor:
         """[nodes, slots] bool of tree b: the whole context, ancestors and the node itself."""
         rows = slice(sum(self.nodes[:b]), sum(self.nodes[: b + 1]))
-        node = torch.arange(self.nodes[b], device=self.query.device)
-        bits = self.tree.ancestor_bits[rows][:, node // 64] >> (node % 64)
-        corner = (bits & 1).bool()
-        return torch.cat([corner.new_ones(self.nodes[b], self.contexts[b]), corner], 1)
+        tree = self.tree
+        return visible_slots(tree.ancestor_bits[rows], tree.depth[rows], self.contexts[b], None)
 
 
 def make_case(

@@ -54,7 +54,7 @@ def main(
 ) -> None:
     """Time tree attention beside FlashInfer, SDPA and FlexAttention; write JSON and Markdown."""
     if draw is not None:
-        _write(table_file, markdown(table.load(draw)))
+        table.write(table_file, markdown(table.load(draw)))
         return
     if not torch.cuda.is_available():
         typer.echo("skipped: attention beside peers: no CUDA device here")
@@ -79,13 +79,13 @@ def main(
             break
         row = run_row(name, nodes, contexts, kind, device, chosen, seconds, results["skipped"])
         results["rows"].append(row)
-        cells = " | ".join(f"{n} {_cell(e)}" for n, e in row["entries"].items())
+        cells = " | ".join(f"{n} {table.cell(e)}" for n, e in row["entries"].items())
         typer.echo(f"{time.monotonic() - started:6.1f} s  {name:34} {cells}")
         if out is not None:
             table.save(results, out)  # after every row: a run may be cut short
     if out is not None:
         table.save(results, out)
-    _write(table_file, markdown(results))
+    table.write(table_file, markdown(results))
     if any(e["status"].startswith("wrong") for r in results["rows"] for e in r["entries"].values()):
         raise typer.Exit(1)
 
@@ -135,7 +135,7 @@ def run_row(
         except NotInstalled as error:
             skipped[peer.name] = str(error)
         except Exception as error:
-            entries[peer.name] = {"status": f"failed: {_brief(error)}"}
+            entries[peer.name] = {"status": f"failed: {table.brief(error)}"}
     return {
         "name": name,
         "bytes": first.bytes_read,
@@ -157,7 +157,7 @@ def _entry(
                 return {"status": f"wrong: relative error {error:.2e}"}
         timing = time_calls(calls, device, seconds)
     except Exception as failure:
-        return {"status": f"failed: {_brief(failure)}"}
+        return {"status": f"failed: {table.brief(failure)}"}
     return {"status": "ok", "relative_error": error, **timing.as_dict()}
 
 
@@ -192,36 +192,15 @@ def markdown(results: dict[str, Any]) -> str:
         "|" + "---|" * (len(used) + 2),
     ]
     for row in results["rows"]:
-        cells = [_cell(row["entries"].get(n)) for n in used]
+        cells = [table.cell(row["entries"].get(n)) for n in used]
         lines.append(
-            f"| {row['name']} | {floor_us(row, results):,.1f} | " + " | ".join(cells) + " |"
+            f"| {row['name']} | {table.microseconds(floor_us(row, results))} | "
+            + " | ".join(cells)
+            + " |"
         )
     lines += ["", *(f"- {p.label}: {p.does}." for p in PEERS if p.name in used)]
     lines += [f"- Not timed: {n} ({why})." for n, why in results["skipped"].items()]
     return "\n".join(lines) + "\n"
-
-
-def _cell(entry: dict[str, Any] | None) -> str:
-    if entry is None:
-        return "–"
-    if entry["status"] != "ok":
-        return entry["status"].partition(":")[0]
-    value = entry["median_us"]
-    text = f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-    return text if entry["method"] == "graph" else f"*{text}*"
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
-
-
-def _write(path: Path | None, text: str) -> None:
-    if path is None:
-        typer.echo(text)
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def runnable(device: torch.device, skipped: dict[str, str]) -> list[str]:
         try:
             case.verify(backend)
         except (RuntimeError, ValueError, ImportError) as error:
-            skipped[backend] = _brief(error)
+            skipped[backend] = table.brief(error)
         else:
             found.append(backend)
     return found
@@ -180,7 +180,7 @@ def run_row(
             skipped[peer.name] = str(error)
             continue
         except Exception as error:
-            entries[peer.name] = {"status": f"failed: {_brief(error)}"}
+            entries[peer.name] = {"status": f"failed: {table.brief(error)}"}
             continue
         entries[peer.name] = _entry(
             lambda peer=peer, calls=calls: _check_peer(peer, few[0], calls[0]()),
@@ -210,21 +210,16 @@ def _entry(check: Any, calls: Any, device: torch.device, seconds: float) -> dict
     try:
         checked = check()
     except AssertionError as error:
-        return {"status": f"wrong: {_brief(error)}"}
+        return {"status": f"wrong: {table.brief(error)}"}
     except Exception as error:
-        return {"status": f"failed: {_brief(error)}"}
+        return {"status": f"failed: {table.brief(error)}"}
     try:
         made = calls()
         extra = extra_bytes(made[0], device)
         timing: Timing = time_calls(made, device, seconds)
     except Exception as error:
-        return {"status": f"failed: {_brief(error)}"}
+        return {"status": f"failed: {table.brief(error)}"}
     return {"status": "ok", "checked": checked, "extra_bytes": extra, **timing.as_dict()}
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def main(
@@ -255,7 +250,7 @@ def main(
     if draw is not None:
         results = table.load(draw)
         results["rows"] = [row for row in results["rows"] if wanted(row["id"])]
-        _write(table_file, table.markdown(results))
+        table.write(table_file, table.markdown(results))
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tiny = tiny or device.type == "cpu"
@@ -296,20 +291,12 @@ def main(
             typer.echo(f"skipped: {name}: {why}")
     if out is not None:
         table.save(results, out)
-    _write(table_file, table.markdown(results))
+    table.write(table_file, table.markdown(results))
     wrong = table.failures(results)
     for failure in wrong:
         typer.echo(f"FAILED {failure}")
     if any("wrong" in failure for failure in wrong):
         raise typer.Exit(1)
-
-
-def _write(path: Path | None, text: str) -> None:
-    if path is None:
-        typer.echo(text)
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from bench.peer_adapters import PEERS
 
 FORMAT = 1
@@ -64,7 +66,7 @@ def line(row: dict[str, Any]) -> str:
     """A row for the terminal."""
     parts = [f"{row['id']:36} "]
     for name, entry in row["entries"].items():
-        parts.append(f"{name} {_cell(entry)}")
+        parts.append(f"{name} {cell(entry)}")
     return " | ".join(parts)
 
 
@@ -102,9 +104,9 @@ def markdown(results: dict[str, Any]) -> str:
         text += ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
         for row in group:
             cells = [f"{row['batch']} × {row['num_nodes']}", str(row["depth"])]
-            cells += [_cell(row["entries"].get(n)) for n in names if n in OURS]
-            cells += [_microseconds(floor_us(row, results))]
-            cells += [_cell(row["entries"].get(n)) for n in names if n not in OURS]
+            cells += [cell(row["entries"].get(n)) for n in names if n in OURS]
+            cells += [microseconds(floor_us(row, results))]
+            cells += [cell(row["entries"].get(n)) for n in names if n not in OURS]
             text.append("| " + " | ".join(cells) + " |")
         text.append("")
     text += [f"- {LABELS[name]}: {DOES[name]}." for name in used if name in DOES]
@@ -127,14 +129,29 @@ def _memory(rows: list[dict[str, Any]]) -> list[str]:
     return [f"- Memory beyond the inputs, MiB at most: {', '.join(parts)}."] if parts else []
 
 
-def _cell(entry: dict[str, Any] | None) -> str:
+def cell(entry: dict[str, Any] | None) -> str:
     if entry is None:
         return "–"
     if entry["status"] != "ok":
         return entry["status"].partition(":")[0]
-    value = _microseconds(entry["median_us"])
+    value = microseconds(entry["median_us"])
     return value if entry["method"] == "graph" else f"*{value}*"
 
 
-def _microseconds(value: float) -> str:
+def brief(error: BaseException) -> str:
+    """The kind of an error and its first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def write(path: Path | None, text: str) -> None:
+    """To a file, or to the terminal if there is none."""
+    if path is None:
+        typer.echo(text)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def microseconds(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from bench.conftest import backend_or_skip, random_trees, shapes
+from bench.attention_cases import HEADS, KV_HEADS, make_case
+from bench.conftest import backend_or_skip, shapes
 from wanspec_kernels.attention import tree_attention
 
 GPU_SHAPES = [(1, 64, 2048), (1, 64, 32_768), (8, 64, 8192), (64, 16, 4096)]
 CPU_SHAPES = [(1, 32, 512)]
-HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 32, 8, 128, 16
 OPTIONS = {
     "window": {"window": 128},  # as gpt-oss has it
     "softcap": {"softcap": 50.0},
@@ -31,15 +31,8 @@ def test_option(timed, device, batch, num_nodes, context, option):
 
 
 def _check_and_time(timed, device, batch, num_nodes, context, backend, options=None):
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    tree = random_trees(batch, num_nodes, 4096, device)
-    pages_each = -(-(context + num_nodes) // PAGE_SIZE)
-    shape = (batch * pages_each, PAGE_SIZE, KV_HEADS, HEAD_DIM)
-    torch.manual_seed(0)
-    k_pages, v_pages = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
-    query = torch.randn(batch * num_nodes, HEADS, HEAD_DIM, device=device, dtype=dtype)
-    page_table = torch.randperm(batch * pages_each, device=device).int().view(batch, pages_each)
-    context_lens = torch.full((batch,), context, dtype=torch.int32, device=device)
+    case = make_case([num_nodes] * batch, [context] * batch, device)
+    k_pages, v_pages = case.k_pages, case.v_pages
     options = {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
         for name, value in (options or {}).items()
@@ -49,12 +42,11 @@ def _check_and_time(timed, device, batch, num_nodes, context, backend, options=N
         v_pages = (v_pages / options["v_scale"][0]).to(torch.float8_e4m3fn)
 
     def run(backend):
-        return tree_attention(
-            query, k_pages, v_pages, page_table, context_lens, tree, backend=backend, **options
-        )
+        slots = (case.page_table, case.context_lens, case.tree)
+        return tree_attention(case.query, k_pages, v_pages, *slots, backend=backend, **options)
 
     backend_or_skip(run, backend)
     ours, oracle = run(backend).double(), run("reference").double()
     error = torch.linalg.norm(ours - oracle) / torch.linalg.norm(oracle)
-    assert error < (1e-5 if dtype == torch.float32 else 5e-3)
+    assert error < (1e-5 if case.query.dtype == torch.float32 else 5e-3)
     timed(lambda: run(backend))

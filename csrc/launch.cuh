@@ -75,6 +75,19 @@ int32_t cluster_size(void (*kernel)(Parameters...), int32_t batch, int32_t vocab
   return smallest;
 }
 
+// Calls launch(logit) with a logit of the type.
+template <typename Launch>
+cudaError_t for_logit_type(LogitType type, Launch launch) {
+  switch (type) {
+    case LogitType::kBFloat16:
+      return launch(__nv_bfloat16{});
+    case LogitType::kFloat16:
+      return launch(__half{});
+    default:
+      return launch(float{});
+  }
+}
+
 // `cluster` is 0 for the size that suits the device.
 template <typename Buffers, typename Logit, typename... Parameters, typename... Arguments>
 cudaError_t launch_clusters(

@@ -49,11 +49,8 @@ struct Sampler {
     const float below = __fmul_rn(__fadd_rn(x, -largest), inverse_temperature);
     return static_cast<double>(weight(below)) >= least_weight;
   }
-  __device__ float score(float x, uint32_t token, uint32_t word) const {
-    return __fadd_rn(scaled(x), gumbel_of(word, token, noise));
-  }
   __device__ float score(float x, uint32_t token) const {
-    return score(x, token, word_of(token, noise));
+    return __fadd_rn(scaled(x), gumbel(token, noise));
   }
 };
 

@@ -8,19 +8,11 @@ cudaError_t verify_match(
     const VerifyOutputs& out, const VerifyInputs& in, const int32_t* parents, int32_t cluster,
     cudaStream_t stream) {
   if (in.batch == 0) return cudaSuccess;
-  const auto launch = [&](auto logit) {
+  return for_logit_type(in.logit_type, [&](auto logit) {
     using Logit = decltype(logit);
     return launch_clusters<MatchBuffers, Logit>(
         verify_match_kernel<Logit>, in.batch, in.vocab, cluster, stream, out, in, parents);
-  };
-  switch (in.logit_type) {
-    case LogitType::kBFloat16:
-      return launch(__nv_bfloat16{});
-    case LogitType::kFloat16:
-      return launch(__half{});
-    default:
-      return launch(float{});
-  }
+  });
 }
 
 }  // namespace wanspec

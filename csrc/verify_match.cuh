@@ -139,7 +139,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   for (int32_t node = 0;;) {
-    draw_noise(row, request, path.depth, kTokenStream);
+    // While the row is on its way, if all of its noise may be needed.
+    if (request.inverse_temperature != 0.0f && !keeps_few(request.filters)) {
+      row.draw_noise(request.noise(path.depth, kTokenStream));
+    }
     if (node == 0) cluster.wait_for_start();
     const uint8_t* allowed = bitmask_of(in, request, node);
     const int32_t token = own_token(row, request, path.depth, allowed, cluster, candidates,

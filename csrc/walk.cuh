@@ -204,14 +204,6 @@ __device__ void load_node(RowSlice<Logit>& row, const VerifyInputs& in, const Re
   row.load(row_of<Logit>(in, request, node), in.token_bitmask != nullptr);
 }
 
-// Noise of the whole row, if it may be needed: its place is while the row is loaded.
-template <typename Logit>
-__device__ void draw_noise(const RowSlice<Logit>& row, const Request& request, int32_t depth,
-                           Stream stream) {
-  if (request.inverse_temperature == 0.0f || keeps_few(request.filters)) return;
-  row.draw_noise(request.noise(depth, stream));
-}
-
 // Records the path of one request; one thread of the cluster does.
 class Path {
  public:

@@ -17,11 +17,6 @@ from wanspec_kernels.tree import DraftTree
 
 MAX_ERROR = {torch.bfloat16: 5e-3, torch.float16: 1e-3}
 
-runs_kernels = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not HAS_CUDA_KERNELS, reason="needs the CUDA extension on Hopper"),
-]
-
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:
@@ -47,9 +42,9 @@ def assert_right(query: Tensor, paged: Paged, tree: DraftTree) -> None:
     assert torch.equal(attention(query, paged, tree, "cuda", "cuda")[:rows], actual[:rows])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CUDA_KERNELS, reason="needs the CUDA extension on Hopper")
 class TestKernels:
-    pytestmark = runs_kernels
-
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("page_size", [16, 32, 64, 128, 256])
     @pytest.mark.parametrize("dim", [64, 128, 256])
@@ -160,30 +155,29 @@ class TestKernels:
             expected = attention(*cases[i], "reference")
             torch.testing.assert_close(out[: len(expected)].cpu(), expected, rtol=2e-2, atol=2e-2)
 
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not HAS_CUDA_KERNELS, reason="needs the CUDA extension on Hopper")
-@pytest.mark.parametrize(
-    ("options", "scoring", "message"),
-    [
-        (
-            {"dtype": torch.float32},
-            Scoring(1.0),
-            "a query of bfloat16 or float16, got torch.float32",
-        ),
-        ({"dim": 96}, Scoring(1.0), "a dim of 64, 128 or 256, got 96"),
-        ({"page_size": 512}, Scoring(1.0), "a page_size of 256 at most, got 512"),
-        ({"group": 17}, Scoring(1.0), "at most 16 heads a kv_head, got 17"),
-        ({}, Scoring(1.0, window=4), "expected no window"),
-        ({}, Scoring(-1.0), "a positive scale"),
-    ],
-)
-def test_what_the_kernels_lack(options: dict[str, int], scoring: Scoring, message: str) -> None:
-    shape = {"dim": 64, "dtype": torch.bfloat16, **options}
-    query, paged, _ = example([10], [3], **shape)  # type: ignore[arg-type]
-    lack = cuda_lacks(query.cuda(), paged.k_pages.cuda(), paged.v_pages.cuda(), scoring)
-    assert lack is not None
-    assert message in lack
+    @pytest.mark.parametrize(
+        ("options", "scoring", "message"),
+        [
+            (
+                {"dtype": torch.float32},
+                Scoring(1.0),
+                "a query of bfloat16 or float16, got torch.float32",
+            ),
+            ({"dim": 96}, Scoring(1.0), "a dim of 64, 128 or 256, got 96"),
+            ({"page_size": 512}, Scoring(1.0), "a page_size of 256 at most, got 512"),
+            ({"group": 17}, Scoring(1.0), "at most 16 heads a kv_head, got 17"),
+            ({}, Scoring(1.0, window=4), "expected no window"),
+            ({}, Scoring(-1.0), "a positive scale"),
+        ],
+    )
+    def test_what_the_kernels_lack(
+        self, options: dict[str, int], scoring: Scoring, message: str
+    ) -> None:
+        shape = {"dim": 64, "dtype": torch.bfloat16, **options}
+        query, paged, _ = example([10], [3], **shape)  # type: ignore[arg-type]
+        lack = cuda_lacks(query.cuda(), paged.k_pages.cuda(), paged.v_pages.cuda(), scoring)
+        assert lack is not None
+        assert message in lack
 
 
 def test_on_a_cpu_they_say_so() -> None:

@@ -1,13 +1,10 @@
 """Launches of the kernels of `block` and `traversal`; their shapes suit any device."""
 
 import torch
-import triton
 from torch import Tensor
 
 from wanspec_kernels.verify.joint_kernels import row_statistics_kernel, verify_joint_kernel
-
-# Without it a multiply and an add may become one operation, and noise and weights other bits.
-EXACT = {"enable_fp_fusion": False}
+from wanspec_kernels.verify.launches import BLOCK, EXACT, power_of_two
 
 
 def verify(
@@ -39,8 +36,8 @@ def verify(
     if batch == 0:
         return
     support = draft_token_ids.shape[1]
-    entries = _power_of_two(max_rows * support)
-    block = min(2048, _power_of_two(vocab))
+    entries = power_of_two(max_rows * support)
+    block = min(BLOCK, power_of_two(vocab))
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
@@ -104,12 +101,8 @@ def verify(
         support,
         MASKED=masked,
         BLOCK=block,
-        SUPPORT=_power_of_two(support),
+        SUPPORT=power_of_two(support),
         ENTRIES=entries,
         num_warps=8,
         **EXACT,
     )
-
-
-def _power_of_two(n: int) -> int:
-    return int(triton.next_power_of_2(max(n, 16)))

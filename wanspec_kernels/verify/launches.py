@@ -43,7 +43,7 @@ FEW_TREES, MANY_TREES = (1, 8), (2, 4)
 
 
 def choose_shape(batch: int, vocab: int, device: torch.device) -> Shape:
-    block = min(BLOCK, _power_of_two(vocab))
+    block = min(BLOCK, power_of_two(vocab))
     if device.type != "cuda":  # interpreted programs run one after another and cannot meet
         return Shape(1, min(batch, 2), block, 4)
     multiprocessors = _sm_count(device.index)
@@ -133,8 +133,8 @@ def verify_rejection(
         target_logits.stride(0),
         0 if token_bitmask is None else token_bitmask.stride(0),
         support,
-        SUPPORT=_power_of_two(support),
-        ENTRIES=_power_of_two(max_rows * support),
+        SUPPORT=power_of_two(support),
+        ENTRIES=power_of_two(max_rows * support),
         **_options(shape, target_logits, token_bitmask),
     )
 
@@ -175,6 +175,6 @@ def _sm_count(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
     """At least 16: smaller blocks gain nothing."""
     return int(triton.next_power_of_2(max(n, 16)))
