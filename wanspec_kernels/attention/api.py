@@ -37,8 +37,8 @@ def tree_attention(
     Keys and values lie in pages: slot s of request b is row ``s % page_size`` of page
     ``page_table[b, s // page_size]``. Slots below ``context_lens[b]`` hold the context; node i of
     tree b, its root included, has slot ``context_lens[b] + i``, already written. The scores are
-    softmaxed in float32. Nothing waits for the device with backend "triton". Derived from Miao et
-    al. 2023 (tree attention) and Dao et al. 2023 (splitting the context).
+    softmaxed in float32. Nothing waits for the device with backends "cuda" and "triton". Derived
+    from Miao et al. 2023 (tree attention) and Dao et al. 2023 (splitting the context).
 
     Args:
         query: [num_nodes, heads, dim] bf16, fp16 or fp32, rows as ``tree.indptr`` says, any strides
@@ -58,10 +58,10 @@ def tree_attention(
         sinks: [heads] float32 or as `query`: one more logit in each head's denominator (gpt-oss).
         k_scale: [kv_heads] float32, with float8 pages and only there: a key is what is stored times
             the scale of its head. v_scale alike.
-        backend: "triton" (what "auto" takes on CUDA; float8 needs compute capability 8.9), "sdpa"
-            (elsewhere), "reference" (float64), or "cuda" (by name only, as yet: compute capability
-            9.0 and the extension; bf16 or fp16, dim 64, 128 or 256, pages of up to 256 slots, no
-            option but `scale`).
+        backend: "cuda" (needs compute capability 9.0 and the extension; bf16 or fp16, dim 64, 128
+            or 256, pages of up to 256 slots, no option but `scale`), "triton" (float8 needs compute
+            capability 8.9), "sdpa" or "reference" (float64). "auto" takes the first of "cuda" and
+            "triton" that serves the call on CUDA, "sdpa" elsewhere.
 
     Returns:
         [num_nodes, heads, dim], contiguous, of the dtype of `query`. Rows of padding are undefined.
@@ -87,10 +87,7 @@ def tree_attention(
         backend,
         query.device,
         ("sdpa", "reference"),
-        # "auto" leaves these kernels out until their tests have passed on a GPU.
-        cuda_lacks=lambda: (
-            "only by name" if backend == "auto" else cuda_lacks(query, k_pages, v_pages, scoring)
-        ),
+        cuda_lacks=lambda: cuda_lacks(query, k_pages, v_pages, scoring),
     )
     result: Tensor = torch.ops.wanspec.tree_attention(
         query,
