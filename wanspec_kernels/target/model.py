@@ -1,5 +1,6 @@
 """Target: a causal language model of transformers, its pages, and its logits over trees."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from wanspec_kernels.kv_cache import PagedKVCache
 from wanspec_kernels.target.attention_hook import IMPLEMENTATION, TreePass, current_pass
+from wanspec_kernels.target.capacity import Capacity
+from wanspec_kernels.target.graphs import PassGraphs
 from wanspec_kernels.target.requirements import (
     UnsupportedModelError,
     layer_windows,
@@ -50,6 +53,7 @@ class Target:
         self.vocab_size: int = config.vocab_size
         self._num_layers: int = config.num_hidden_layers
         self._windows = layer_windows(config)
+        self._graphs: PassGraphs | None = None
         heads = config.num_attention_heads
         self.cache = PagedKVCache(
             self._num_layers,
@@ -109,6 +113,24 @@ class Target:
         """Fingerprint of the tokenizer's vocabulary, 32 bytes."""
         return fingerprint(self.tokenizer)
 
+    def capture(self, capacities: Iterable[Capacity]) -> None:
+        """Capture a pass for each capacity in a CUDA graph; `logits` replays them from then on.
+
+        A batch runs in the graph with the fewest rows that has room for it, and without one where
+        none has. Graphs hold their logits, [num_nodes, vocab_size] each. Replaces earlier ones.
+
+        Raises:
+            ValueError: there are more than 32 capacities.
+            RuntimeError: the model is not on a CUDA device.
+            CaptureError: the model's code waits for the device; nothing is captured then.
+        """
+        self._graphs = None
+        if self.device.type != "cuda":
+            raise RuntimeError(f"capture: expected a model on cuda, got {self.device}")
+        max_pages = -(-self.max_length // self.cache.page_size)
+        with torch.inference_mode():
+            self._graphs = PassGraphs(self._launch, capacities, max_pages, self.device)
+
     @torch.inference_mode()
     def logits(
         self,
@@ -129,8 +151,22 @@ class Target:
 
         Returns:
             [num_nodes, vocab_size] (1 row if `last_only`), of the model's dtype: row i scores the
-            token that follows node i.
+            token that follows node i. Those of a captured pass stay until the next one.
         """
+        if self._graphs is not None and not last_only:
+            graph = self._graphs.fitting(tree, page_table)
+            if graph is not None:
+                return graph.replay(tree, context_lens, page_table)
+        return self._launch(tree, context_lens, page_table, last_only)
+
+    def _launch(
+        self,
+        tree: DraftTree,
+        context_lens: Tensor,
+        page_table: Tensor,
+        last_only: bool = False,
+    ) -> Tensor:
+        """As `logits`, launched from Python."""
         run = TreePass(tree, context_lens, page_table, self.cache, self._windows, self.max_length)
         token = current_pass.set(run)
         try:
