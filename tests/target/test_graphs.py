@@ -189,6 +189,7 @@ class TestGraphs:
             errors = (logits - expected).float().norm(dim=1) / expected.float().norm(dim=1)
             assert errors.max() < (0.03 if dtype == torch.bfloat16 else 0.004)
 
+    @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
     def test_a_pass_waits_for_nothing(self, device: str) -> None:
         _, target = make_pair("Llama", {}, device)
         target.capture([SMALL])
