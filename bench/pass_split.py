@@ -15,7 +15,7 @@ BEHIND = ("attention", "norms", "activation", "activation", "norms", "rotary", "
 FIRST = PRODUCTS.index("down") + 1  # a pass begins with the norm before the first layer's query
 
 
-def split_pass(run: Callable[[], Any], passes: int = 3) -> dict[str, Any]:
+def split_pass(run: Callable[[], Any], passes: int = 2) -> dict[str, Any]:
     """Microseconds and kernels a pass of each part, of `run` replaying a graph."""
     run()
     torch.cuda.synchronize()
@@ -23,7 +23,7 @@ def split_pass(run: Callable[[], Any], passes: int = 3) -> dict[str, Any]:
     kernels: Counter[str] = Counter()
     names: Counter[str] = Counter()
     for _ in range(passes):
-        with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
             run()
             torch.cuda.synchronize()
         events = [e for e in profiler.events() if e.device_type == DeviceType.CUDA]

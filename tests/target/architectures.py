@@ -76,7 +76,11 @@ SUPPORTED = {
 
 
 def make_pair(
-    name: str, changes: dict[str, object], device: str, dtype: torch.dtype = torch.float32
+    name: str,
+    changes: dict[str, object],
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
 ) -> tuple[torch.nn.Module, Target]:
     """The model as transformers runs it, and a target of the same weights."""
     torch.manual_seed(0)
@@ -89,7 +93,9 @@ def make_pair(
         make_config(name, **changes), attn_implementation="wanspec_tree"
     )
     model.load_state_dict(plain.state_dict())
-    return plain.to(device, dtype), Target(model.to(device, dtype), num_pages=40, max_length=200)
+    model = model.to(device, dtype)
+    target = Target(model, num_pages=40, max_length=200, attention_backend=backend)
+    return plain.to(device, dtype), target
 
 
 def fill_contexts(

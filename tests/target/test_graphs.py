@@ -18,13 +18,15 @@ from tests.target.architectures import (
     paths_of,
 )
 from tests.tiny_models import make_tiny_model
+from tests.verify.cases import KERNELS
 from wanspec_kernels.attention import launch
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.target import Capacity, CaptureError, Target, TreeDecoder
 from wanspec_kernels.target.capacity import PassBuffers, smallest_that_holds
+from wanspec_kernels.target.compiled import compiled_layers
 from wanspec_kernels.tree import DraftTree, HostTree
 
-SMALL, WIDE = Capacity(1, 16, 16), Capacity(4, 40, 70 // 2)
+SMALL, WIDE = Capacity(1, 16, 16), Capacity(4, 40, 35)
 # Sizes of the trees and lengths of the contexts of one pass after another.
 PASSES = (
     ([1, 14, 6], [3, 40, 0]),
@@ -136,6 +138,24 @@ def test_a_capacity_that_cannot_be(numbers: tuple[int, int, int]) -> None:
         Capacity(*numbers)
 
 
+def test_layers_are_compiled_within_only(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what they say is what they said."""
+    plain, target = make_pair("Llama", {}, device)
+    seen = []
+
+    def compile_nothing(forward: object, **_: object) -> object:
+        seen.append(forward)
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    batch, paths = next(batches(target, 9))
+    with compiled_layers(target.model):
+        assert len(seen) == 2
+        logits = target.logits(*batch)
+    assert not any("forward" in vars(module) for module in target.model.modules())
+    torch.testing.assert_close(logits, own_logits(plain, paths, device), rtol=1e-4, atol=1e-4)
+
+
 def test_a_cpu_captures_nothing(tmp_path: Path) -> None:
     target = Target.load(str(make_tiny_model(tmp_path, seed=0)), num_pages=2)
     with pytest.raises(RuntimeError, match="capture: expected a model on cuda, got cpu"):
@@ -180,14 +200,33 @@ class TestGraphs:
             torch.testing.assert_close(logits, launched, rtol=0, atol=1e-6 * scale)
             torch.testing.assert_close(target.logits(*batch), logits, rtol=0, atol=0)
 
+    @pytest.mark.parametrize("backend", KERNELS)
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-    def test_half_precision(self, dtype: torch.dtype, device: str) -> None:
-        plain, target = make_pair("Llama", {"head_dim": 64}, device, dtype)
+    def test_half_precision(self, dtype: torch.dtype, backend: str, device: str) -> None:
+        plain, target = make_pair("Llama", {"head_dim": 64}, device, dtype, backend)
         target.capture([SMALL, WIDE])
         for batch, paths in batches(target, 4):
             logits, expected = target.logits(*batch), own_logits(plain, paths, device)
             errors = (logits - expected).float().norm(dim=1) / expected.float().norm(dim=1)
             assert errors.max() < (0.03 if dtype == torch.bfloat16 else 0.004)
+
+    @pytest.mark.filterwarnings("default")  # those of torch.compile are not ours
+    @pytest.mark.parametrize(
+        ("name", "dtype"),
+        [
+            ("qwen3, normalised", torch.float32),
+            ("gemma2, soft-capped", torch.float32),
+            ("llama", torch.bfloat16),
+        ],
+    )
+    def test_compiled_layers(self, name: str, dtype: torch.dtype, device: str) -> None:
+        plain, target = make_pair(*SUPPORTED[name], device, dtype)
+        target.capture([SMALL, WIDE, Capacity(1, 1, 1)], compiled=True)
+        assert not any("forward" in vars(module) for module in target.model.modules())
+        for batch, paths in batches(target, 8):
+            logits, expected = target.logits(*batch), own_logits(plain, paths, device)
+            errors = (logits - expected).float().norm(dim=1) / expected.float().norm(dim=1)
+            assert errors.max() < (0.03 if dtype == torch.bfloat16 else 1e-5)
 
     @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
     def test_a_pass_waits_for_nothing(self, device: str) -> None:
