@@ -38,6 +38,12 @@ PASSES = (
 )
 
 
+def choose_experts(target: Target) -> None:
+    """In float32 transformers' default reads on the host which experts have rows."""
+    if hasattr(target.model.config, "num_local_experts"):
+        target.model.set_experts_implementation("batched_mm")
+
+
 def poison(target: Target) -> None:
     """Slots that nobody has written hold NaN."""
     target.cache.k_pages.fill_(torch.nan)
@@ -74,6 +80,7 @@ def launched_padded(
 def test_padding_changes_nothing(name: str, device: str) -> None:
     """In the buffers, as a graph reads them, but launched from Python."""
     plain, target = make_pair(*SUPPORTED[name], device)
+    choose_experts(target)
     with torch.inference_mode():
         buffers = PassBuffers(WIDE, 13, target.device)
     for batch, paths in batches(target, 5):
@@ -179,11 +186,9 @@ class TestGraphs:
     def test_logits_are_the_models_own(self, name: str, device: str) -> None:
         """With other trees, numbers of trees, contexts and pages in every replay."""
         plain, target = make_pair(*SUPPORTED[name], device)
+        choose_experts(target)
         poison(target)
-        try:
-            target.capture([SMALL, WIDE])
-        except CaptureError as error:
-            pytest.xfail(f"{name}: {error}")
+        target.capture([SMALL, WIDE])
         assert target.cache.k_pages.isnan().all(), "a capture wrote to the pages"
         twin = Target(target.model, num_pages=40, max_length=200)  # of the same weights, launched
         twin.cache = target.cache
@@ -242,6 +247,16 @@ class TestGraphs:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
+    def test_a_model_that_waits_for_the_device(self, device: str) -> None:
+        _, target = make_pair(*SUPPORTED["mixtral"], device)
+        target.model.set_experts_implementation("eager")
+        with pytest.raises(
+            CaptureError, match=r"Capacity\(batch=1, num_nodes=16, max_nodes=16\): "
+        ):
+            target.capture([SMALL])
+        batch, _ = next(batches(target, 2))
+        assert not target.logits(*batch).isnan().any()
+
     def test_what_no_graph_holds_is_launched(self, device: str) -> None:
         plain, target = make_pair("Llama", {}, device)
         target.capture([Capacity(1, 4, 4)])
@@ -253,13 +268,13 @@ class TestGraphs:
     def test_a_decoder_writes_the_same_text(self, device: str, tmp_path: Path) -> None:
         make_tiny_model(tmp_path, seed=4)
         texts = []
-        for capacities in ([], [Capacity(1, n, n) for n in (1, 8, 32)]):
+        for capacities in ([], [Capacity(1, n, n) for n in (4, 32)]):
             target = Target.load(str(tmp_path), device=device, dtype=torch.float32, num_pages=40)
             target.capture(capacities)
             decoder, text, rng = TreeDecoder(target), [5, 17, 201], random.Random(2)
             decoder.start(0, text, SamplingParams.build(1, temperature=0.8, seed=3))
-            while len(text) < 60:
-                size = rng.choice((1, 3, 8, 20, 40))
+            while len(text) < 30:
+                size = rng.choice((3, 20, 33))
                 tree = random_trees([size], rng, 260)
                 tokens = (text[-1], *tree.token_ids.tolist()[1:])
                 text += decoder.verify(0, HostTree(tokens, tuple(tree.parents.tolist())))[0]
