@@ -186,6 +186,9 @@ def test_auto_takes_them_where_they_serve() -> None:
     query, paged, tree = example([500, 40], [30, 9], group=4, dim=128, dtype=torch.bfloat16)
     auto, by_name = (attention(query, paged, tree, b, "cuda") for b in ("auto", "cuda"))
     assert torch.equal(auto, by_name)
+    few, paged_few, chain = example([500], [4], group=4, dim=128, dtype=torch.bfloat16)
+    auto = attention(few, paged_few, chain, "auto", "cuda")
+    assert torch.equal(auto, attention(few, paged_few, chain, "triton", "cuda"))
     windowed = attention(query, paged, tree, "auto", "cuda", window=8)
     assert torch.equal(windowed, attention(query, paged, tree, "triton", "cuda", window=8))
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wanspec_kernels.attention.arguments import Scoring, Trees
 from wanspec_kernels.attention.checks import check_arguments
-from wanspec_kernels.attention.cuda import cuda_lacks, tree_attention_cuda
+from wanspec_kernels.attention.cuda import cuda_lacks, is_small, tree_attention_cuda
 from wanspec_kernels.attention.reference import tree_attention_reference
 from wanspec_kernels.attention.sdpa import tree_attention_sdpa
 from wanspec_kernels.backend import choose_backend
@@ -60,8 +60,9 @@ def tree_attention(
             the scale of its head. v_scale alike.
         backend: "cuda" (needs compute capability 9.0 and the extension; bf16 or fp16, dim 64, 128
             or 256, pages of up to 256 slots, no option but `scale`), "triton" (float8 needs compute
-            capability 8.9), "sdpa" or "reference" (float64). "auto" takes the first of "cuda" and
-            "triton" that serves the call on CUDA, "sdpa" elsewhere.
+            capability 8.9), "sdpa" or "reference" (float64). "auto" takes "cuda" where it
+            serves and trees have more than 16 rows (nodes times heads a kv_head), else "triton" on
+            CUDA, "sdpa" elsewhere.
 
     Returns:
         [num_nodes, heads, dim], contiguous, of the dtype of `query`. Rows of padding are undefined.
@@ -82,12 +83,14 @@ def tree_attention(
         scale = query.shape[-1] ** -0.5
     scoring = Scoring(scale, window, softcap, sinks, k_scale, v_scale)
     check_arguments(query, k_pages, v_pages, page_table, context_lens, tree, scoring)
+
+    def lack() -> str | None:
+        if backend == "auto" and is_small(query, k_pages, tree.max_nodes):
+            return "slower for so few rows"
+        return cuda_lacks(query, k_pages, v_pages, scoring)
+
     chosen = choose_backend(
-        "tree_attention",
-        backend,
-        query.device,
-        ("sdpa", "reference"),
-        cuda_lacks=lambda: cuda_lacks(query, k_pages, v_pages, scoring),
+        "tree_attention", backend, query.device, ("sdpa", "reference"), cuda_lacks=lack
     )
     result: Tensor = torch.ops.wanspec.tree_attention(
         query,
