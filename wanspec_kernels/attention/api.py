@@ -60,9 +60,8 @@ def tree_attention(
             the scale of its head. v_scale alike.
         backend: "cuda" (needs compute capability 9.0 and the extension; bf16 or fp16, dim 64, 128
             or 256, pages of up to 256 slots, no option but `scale`), "triton" (float8 needs compute
-            capability 8.9), "sdpa" or "reference" (float64). "auto" takes "cuda" where it
-            serves and trees have more than 16 rows (nodes times heads a kv_head), else "triton" on
-            CUDA, "sdpa" elsewhere.
+            capability 8.9), "sdpa" or "reference" (float64). "auto" takes "cuda" where it serves,
+            but not for a few trees of a few nodes; else "triton" on CUDA, "sdpa" elsewhere.
 
     Returns:
         [num_nodes, heads, dim], contiguous, of the dtype of `query`. Rows of padding are undefined.
@@ -85,8 +84,8 @@ def tree_attention(
     check_arguments(query, k_pages, v_pages, page_table, context_lens, tree, scoring)
 
     def lack() -> str | None:
-        if backend == "auto" and is_small(query, k_pages, tree.max_nodes):
-            return "slower for so few rows"
+        if backend == "auto" and is_small(query, k_pages, tree):
+            return "slower for so little"
         return cuda_lacks(query, k_pages, v_pages, scoring)
 
     chosen = choose_backend(

@@ -5,12 +5,15 @@ from torch import Tensor
 
 from wanspec_kernels.attention.arguments import Scoring, Trees
 from wanspec_kernels.extension import has_cuda_extension, is_hopper
+from wanspec_kernels.tree import DraftTree
 
 MAX_GROUP = 16
 MAX_PAGE_SIZE = 256
-# Rows of a tree and a kv head, (node, head of the group), up to which Triton's kernel is faster: on
-# an H100, 12 against 16 µs for one node of four heads after 2,048 slots, 36 against 40 for eight.
+# Where Triton's kernel is faster: few rows, (node, head of the group), of a tree and a kv head, and
+# few such items. On an H100, one node of four heads after 2,048 slots: 12 against 16 µs for one
+# request of 8 kv heads, 33 against 40 for eight, but 210 against 195 for 64.
 FEW_ROWS = 16
+FEW_ITEMS = 128
 ALIGNMENT = 8  # elements: what the copy engine reads begins at multiples of 16 bytes
 
 
@@ -50,9 +53,11 @@ def cuda_lacks(query: Tensor, k_pages: Tensor, v_pages: Tensor, scoring: Scoring
     return None
 
 
-def is_small(query: Tensor, k_pages: Tensor, max_nodes: int) -> bool:
-    """Trees have so few rows that "auto" leaves them to Triton."""
-    return max_nodes * (query.shape[1] // k_pages.shape[2]) <= FEW_ROWS
+def is_small(query: Tensor, k_pages: Tensor, tree: DraftTree) -> bool:
+    """There is so little to do that "auto" leaves it to Triton."""
+    kv_heads = k_pages.shape[2]
+    rows = tree.max_nodes * (query.shape[1] // kv_heads)
+    return rows <= FEW_ROWS and tree.batch * kv_heads <= FEW_ITEMS
 
 
 def tree_attention_cuda(
