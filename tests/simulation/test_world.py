@@ -101,3 +101,15 @@ def test_a_link_delays_queues_and_stalls():
     arrivals = [lossy.arrival_ms(10.0 * i, 1) for i in range(200)]
     assert arrivals == sorted(arrivals)
     assert max(a - 10.0 * i for i, a in enumerate(arrivals)) > 200.0
+
+
+def test_a_drafter_that_is_always_late_is_asked_for_less(trace):
+    """Its bytes are saved, and nothing else changes; when the other leaves it serves in full."""
+    far = near(140.0)
+    both = Scenario(trace, (near(), far), policy=NeverLocal(), tokens=1200)
+    alone = measure(replace(both, drafters=(near(),)))
+    unjudged = 2 * alone.wire_bytes  # about what one as large costs more
+    found = measure(both)
+    assert found.exact
+    assert found.latency_ms == pytest.approx(alone.latency_ms, rel=0.03)
+    assert found.wire_bytes < 0.8 * unjudged

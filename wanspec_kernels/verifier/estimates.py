@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from wanspec_kernels.confidence import Calibration
+from wanspec_kernels.verifier.usefulness import Usefulness
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class Estimates:
     home_retry: float = 50.0  # a sample is forgotten after so many times its own duration
     calibrations: dict[int, Calibration] = field(default_factory=dict)  # by source
     paces: dict[int, Pace] = field(default_factory=dict)  # by source
+    usefulness: Usefulness = field(default_factory=Usefulness)
     _home_is_warm: bool = False
     _since_home_ms: float = 0.0  # of target passes
     _tried: float = 0.0
