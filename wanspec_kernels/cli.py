@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from wanspec_kernels import keys
+from wanspec_kernels.commands import probe
 from wanspec_kernels.commands.failure import fail
 from wanspec_kernels.commands.simulate import simulate
 from wanspec_kernels.commands.trace import trace
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 app.command()(trace)
 app.command()(simulate)
+app.add_typer(probe.app, name="probe")
 
 
 class Rule(StrEnum):
