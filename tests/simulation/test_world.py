@@ -101,3 +101,58 @@ def test_a_link_delays_queues_and_stalls():
     arrivals = [lossy.arrival_ms(10.0 * i, 1) for i in range(200)]
     assert arrivals == sorted(arrivals)
     assert max(a - 10.0 * i for i, a in enumerate(arrivals)) > 200.0
+
+
+def test_measured_delays_are_played_back_in_order_and_both_ways_at_once():
+    measured = (0.0, 5.0, 0.0, 40.0)
+    profile = LinkProfile(20.0, up_ms=measured, measured_every_ms=10.0)
+    way = OneWay(profile, "1", measured, begin=0.25)
+    sent = [0.0, 10.0, 20.0, 30.0, 70.0]
+    # The second of the four is first; what follows a late one does not overtake it.
+    assert [way.arrival_ms(at, 1) for at in sent] == pytest.approx([15.0, 20.0, 70.0, 70.0, 80.0])
+
+
+def test_a_link_that_stalled_when_measured_slows_a_run(trace):
+    calm = LinkProfile(10.0, up_ms=(0.0,) * 50, down_ms=(0.0,) * 50)
+    rough = replace(calm, up_ms=(0.0,) * 25 + (150.0,) * 25)
+    found = [
+        measure(Scenario(trace, (DrafterProfile(link),), policy=NeverLocal(), tokens=120))
+        for link in (LinkProfile(10.0), calm, rough)
+    ]
+    assert found[0] == found[1]
+    assert found[2].exact
+    assert found[2].latency_ms > 1.1 * found[1].latency_ms
+
+
+def test_a_drafter_with_a_better_model_serves_better(trace):
+    small = generate(0.7)
+    link = LinkProfile(30.0)
+    found = [
+        measure(Scenario(small, (drafter,), policy=NeverLocal(), tokens=100))
+        for drafter in (
+            DrafterProfile(link),
+            DrafterProfile(link, trace=small),
+            DrafterProfile(link, trace=trace),
+        )
+    ]
+    assert found[0] == found[1]
+    assert found[2].exact
+    assert found[2].latency_ms < 0.9 * found[0].latency_ms
+
+
+def test_a_drafters_trace_is_of_the_same_texts(trace):
+    other = DrafterProfile(LinkProfile(30.0), trace=generate(0.9, seed=1))
+    with pytest.raises(ValueError, match="expected the texts"):
+        measure(Scenario(trace, (other,), tokens=10))
+
+
+def test_a_machine_takes_what_was_measured():
+    machine = Machine(0.0, measured=((1, 30.0), (17, 38.0)))
+    assert [machine.time_ms(rows) for rows in (1, 9, 17, 40)] == [30.0, 34.0, 38.0, 38.0]
+
+
+def test_what_a_drafter_sends_a_second_is_measured(trace):
+    found = measure(Scenario(trace, (near(),), tokens=100))
+    # A pass of 4 ms brings 128 nodes at most, with their ancestors two to four messages.
+    assert 250 < found.drafts_per_s < 1000
+    assert found.up_mbit == pytest.approx(found.wire_bytes * 8e-3 / found.latency_ms, rel=0.1)

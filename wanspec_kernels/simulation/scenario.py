@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from drafter.growth import GrowthShape
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.trace import Trace
@@ -12,12 +14,20 @@ from wanspec_kernels.verifier.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A model's time for a pass: so much for the first row, so much for each one more."""
+    """A model's time for a pass: so much for the first row, so much for each one more.
+
+    Or as measured, (rows, ms) by rising rows: what lies between two is interpolated, and what lies
+    past them takes as long as the nearest.
+    """
 
     pass_ms: float
     row_ms: float = 0.0
+    measured: tuple[tuple[int, float], ...] = ()
 
     def time_ms(self, rows: int) -> float:
+        if self.measured:
+            known, times_ms = zip(*self.measured, strict=True)
+            return float(np.interp(rows, known, times_ms))
         return self.pass_ms + self.row_ms * max(0, rows - 1)
 
 
@@ -44,7 +54,8 @@ class DrafterProfile:
     machine: Machine = field(default_factory=lambda: Machine(4.0))
     shape: GrowthShape = REMOTE_SHAPE
     max_nodes: int = 2048
-    trace: Trace | None = None  # of this drafter's own model; None: the scenario's
+    # Of this drafter's own model along the texts of the scenario's trace; None: that trace.
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True, slots=True)
