@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 UNSUPPORTED = 3  # exit status
 ASSUMES = (
     "Of the simulator, in virtual time, rule match; intervals are 95 % over texts and spells of "
-    "the links, not over what the model leaves out: machines shared with others, engines' own "
-    "time, links at hours that were not probed."
+    "the links, not over what the model leaves out: machines shared with others (also "
+    "of target and home drafter), engines' own time, links at hours that were not probed."
 )
 
 
 def plan(
     file: Annotated[Path, typer.Argument(help="What was measured, a TOML file as below.")],
     tokens: Annotated[int, typer.Option(min=50, help="Of a run.")] = 500,
-    seeds: Annotated[int, typer.Option(min=3, max=64, help="Runs of each finalist.")] = 5,
+    seeds: Annotated[int, typer.Option(min=3, max=64, help="Runs of each finalist.")] = 8,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
 ) -> None:
     """Which drafters to use, the tree and the policy, and what to expect; or why nobody can say.
 
     \b
-    [target]
+    \\[target]
     pass_ms = {1 = 30.0, 64 = 31.5}     # by rows, as measured
-    [draft]
+    \\[draft]
     trace = "pair.npz"                  # of `wanspec trace`; or top_1 = 0.8
-    [home]                              # leave it out where there is no drafter at home
+    \\[home]                              # leave it out where there is no drafter at home
     pass_ms = 3.0
-    [[drafters]]
+    \\[\\[drafters]]
     name = "my-university"
     pass_ms = 4.0                       # or by rows; trace or top_1 for a model of its own
     links = "links.jsonl"               # of `wanspec probe link --name my-university`
@@ -107,9 +107,8 @@ def _report(inputs: "Inputs", study: "Study", verdict: "Verdict") -> dict[str, A
             entry(candidate) | {"expected": asdict(expected)}
             for candidate, expected in verdict.expectations.items()
         ],
-        "colocated": asdict(verdict.colocated),
-        "colocated_tree": asdict(study.baseline) if study.baseline else None,
-        "plain": asdict(verdict.plain),
+        "without_drafters": {name: asdict(e) for name, e in verdict.here.items()},
+        "best_without": study.best_here,
         "refused_drafters": study.refused,
         "dropped": [entry(c) | {"reasons": reasons} for c, reasons in study.dropped.items()],
         "notes": [n for d in inputs.drafters if d.name not in study.refused for n in notes(d)],
@@ -132,10 +131,8 @@ def _show(console: Console, inputs: "Inputs", study: "Study", verdict: "Verdict"
         style = "bold" if candidate == verdict.chosen else ""
         table.add_row(_name(inputs, candidate), *_cells(expected), style=style)
     table.add_section()
-    if study.baseline is not None:
-        beside = f"co-located, {study.baseline.passes} passes a round"
-        table.add_row(beside, *_cells(verdict.colocated))
-    table.add_row("the target alone", *_cells(verdict.plain))
+    for name, expected in verdict.here.items():
+        table.add_row(name, *_cells(expected))
     console.print(table)
     console.print(f"[bold]{verdict.use.value}[/bold]")
     if verdict.chosen is not None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from wanspec_kernels.planning.inputs import Inputs
 from wanspec_kernels.planning.support import link_profile, rows_of, run_refusals
-from wanspec_kernels.simulation.measures import Baseline, Measures, measure
+from wanspec_kernels.simulation.measures import Baseline, Measures
 from wanspec_kernels.simulation.scenario import REMOTE_SHAPE, DrafterProfile, Scenario
 from wanspec_kernels.verifier.generation import Limits
 from wanspec_kernels.verifier.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
@@ -40,29 +40,8 @@ class Candidate:
         return run_refusals(measures, min(link.bandwidth_mbit or 0.0 for link in links), share)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One run: a candidate, co-located speculation, or the target alone (neither)."""
-
-    inputs: Inputs
-    candidate: Candidate | None
-    baseline: Baseline | None
-    tokens: int
-    seed: int
-
-
-def run(job: Job) -> Measures:
-    base = colocated(job.inputs, job.tokens, job.seed)
-    if job.candidate is not None:
-        return measure(_scenario(base, job.inputs, job.candidate))
-    if job.baseline is not None:
-        b = job.baseline
-        return measure(replace(base, policy=AlwaysLocal(b.passes), home_shape=b.shape))
-    return measure(replace(base, home=None))
-
-
 def colocated(inputs: Inputs, tokens: int, seed: int) -> Scenario:
-    """No drafter elsewhere, and as many rows as the target was measured with and may be asked."""
+    """No drafter elsewhere, the default policy, and all rows that the target may be asked."""
     return Scenario(
         inputs.trace,
         target=inputs.target,
@@ -74,7 +53,13 @@ def colocated(inputs: Inputs, tokens: int, seed: int) -> Scenario:
     )
 
 
-def _scenario(base: Scenario, inputs: Inputs, candidate: Candidate) -> Scenario:
+def fixed(base: Scenario, best: Baseline) -> Scenario:
+    """Co-located speculation of fixed passes and shape."""
+    return replace(base, policy=AlwaysLocal(best.passes), home_shape=best.shape)
+
+
+def remote(base: Scenario, inputs: Inputs, candidate: Candidate) -> Scenario:
+    """A candidate's drafters, tree and policy beside what is co-located."""
     shape = replace(REMOTE_SHAPE, width=candidate.width)
     drafters = [inputs.drafters[index] for index in candidate.drafters]
     return replace(

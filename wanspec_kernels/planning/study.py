@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
-from wanspec_kernels.planning.candidates import Candidate, Job, colocated, policies_of, run
+from wanspec_kernels.planning.candidates import Candidate, colocated, fixed, policies_of, remote
 from wanspec_kernels.planning.errors import UnsupportedError
 from wanspec_kernels.planning.inputs import Inputs
 from wanspec_kernels.planning.support import drafter_refusals, refusals, rows_of, widths_of
-from wanspec_kernels.simulation.measures import Baseline, Measures, best_tree
+from wanspec_kernels.simulation.measures import Measures, best_tree, measure
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
@@ -18,6 +19,7 @@ SCREEN_SHARE = 0.5  # of the tokens
 SCREEN_MARGIN = 0.85  # of what links and verifier take: other texts may ask for more
 MOST_PAIRED = 3  # drafters
 FINALISTS = 4
+NEARLY = 1.05  # times the least latency
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +28,8 @@ class Study:
 
     seeds: tuple[int, ...]
     tokens: int
-    baseline: Baseline | None  # co-located speculation at its best; None: there is no home drafter
-    colocated: tuple[Measures, ...]  # its measures; of the target alone where there is none
-    plain: tuple[Measures, ...]  # the target alone
+    here: dict[str, tuple[Measures, ...]]  # without any drafter elsewhere
+    best_here: str  # the fastest of these
     finalists: dict[Candidate, tuple[Measures, ...]]
     refused: dict[str, list[str]]  # drafters of which nothing can be said
     dropped: dict[Candidate, list[str]]  # candidates whose runs say nothing
@@ -60,16 +61,19 @@ def study(
     screen = _Screen(inputs, max(1, int(SCREEN_SHARE * tokens)), mapped, {}, {})
     finalists = _narrow(screen, usable, progress)
     progress("co-located speculation")
-    baseline = None
+    seeded = [colocated(inputs, tokens, SCREEN_SEED + 1 + number) for number in range(seeds)]
+    rows = {"the target alone": [replace(here, home=None) for here in seeded]}
     if inputs.home is not None:
-        baseline = best_tree(colocated(inputs, screen.tokens, SCREEN_SEED))
+        tuned = best_tree(colocated(inputs, screen.tokens, SCREEN_SEED))
+        rows[f"co-located, {tuned.passes} passes a round"] = [fixed(h, tuned) for h in seeded]
+        rows["co-located, expected gain"] = seeded
     progress("the best of them, on other texts")
-    numbers = tuple(range(SCREEN_SEED + 1, SCREEN_SEED + 1 + seeds))
-    rows: list[tuple[Candidate | None, Baseline | None]] = [(None, None), (None, baseline)]
-    rows += [(candidate, None) for candidate in finalists]
-    jobs = [Job(inputs, c, b, tokens, number) for c, b in rows for number in numbers]
-    results = list(mapped(run, jobs))
-    plain, beside, *by_row = (tuple(results[i : i + seeds]) for i in range(0, len(results), seeds))
+    scenarios = [here for each in rows.values() for here in each]
+    scenarios += [remote(here, inputs, candidate) for candidate in finalists for here in seeded]
+    results = list(mapped(measure, scenarios))
+    by_row = [tuple(results[i : i + seeds]) for i in range(0, len(results), seeds)]
+    here = dict(zip(rows, by_row, strict=False))
+    by_row = by_row[len(rows) :]
     measured = dict(zip(finalists, by_row, strict=True))
     dropped = screen.dropped | {
         candidate: reasons
@@ -79,7 +83,8 @@ def study(
     kept = {c: runs for c, runs in measured.items() if c not in dropped}
     if not kept:
         raise UnsupportedError([reason for reasons in dropped.values() for reason in reasons])
-    return Study(numbers, tokens, baseline, beside, plain, kept, refused, dropped)
+    best = min(here, key=lambda name: fmean(m.latency_ms for m in here[name]))
+    return Study(tuple(h.seed for h in seeded), tokens, here, best, kept, refused, dropped)
 
 
 def _narrow(
@@ -93,14 +98,15 @@ def _narrow(
     best = list(dict.fromkeys(c.drafters[0] for c in screen.best(singles)))[:MOST_PAIRED]
     progress("pairs of drafters")
     pairs = [c for pair in combinations(sorted(best), 2) for c in _widths(inputs, pair, widest)]
-    first = screen.best([*singles, *pairs])[0]
+    firsts = screen.fastest_and_leanest([*singles, *pairs], 1)
     progress("trees and policies")
     varied = [
         replace(first, rows=rows, policy=policy)
+        for first in firsts
         for rows in rows_of(inputs)
         for policy in policies_of(inputs)
     ]
-    return screen.best([*singles, *pairs, *varied])[:FINALISTS]
+    return screen.fastest_and_leanest([*singles, *pairs, *varied], FINALISTS // 2)
 
 
 @dataclass(slots=True)
@@ -117,8 +123,9 @@ class _Screen:
         """Those of whose runs something can be said, the fastest first."""
         wanted = list(dict.fromkeys(candidates))
         new = [c for c in wanted if c not in self.measures and c not in self.dropped]
-        jobs = [Job(self.inputs, c, None, self.tokens, SCREEN_SEED) for c in new]
-        for candidate, measures in zip(new, self.mapped(run, jobs), strict=True):
+        here = colocated(self.inputs, self.tokens, SCREEN_SEED)
+        scenarios = [remote(here, self.inputs, candidate) for candidate in new]
+        for candidate, measures in zip(new, self.mapped(measure, scenarios), strict=True):
             if reasons := candidate.refusals(self.inputs, measures, SCREEN_MARGIN):
                 self.dropped[candidate] = reasons
             else:
@@ -132,7 +139,15 @@ class _Screen:
                     for reason in self.dropped[c]
                 ]
             )
-        return sorted(kept, key=lambda c: (self.measures[c].latency_ms, len(c.drafters)))
+        return sorted(kept, key=lambda c: (self.measures[c].latency_ms, len(c.drafters), c.width))
+
+    def fastest_and_leanest(self, candidates: Iterable[Candidate], count: int) -> list[Candidate]:
+        """So many by latency; and of those nearly as fast, by accelerator time at the target."""
+        fastest = self.best(candidates)
+        most_ms = NEARLY * self.measures[fastest[0]].latency_ms
+        near = [c for c in fastest if self.measures[c].latency_ms <= most_ms]
+        leanest = sorted(near, key=lambda c: self.measures[c].hot_ms)
+        return list(dict.fromkeys([*fastest[:count], *leanest[:count]]))
 
 
 def _widths(inputs: Inputs, drafters: tuple[int, ...], rows: int) -> list[Candidate]:

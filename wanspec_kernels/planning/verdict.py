@@ -9,20 +9,20 @@ from wanspec_kernels.planning.intervals import Interval
 from wanspec_kernels.planning.study import Study
 from wanspec_kernels.simulation.measures import Measures
 
-SAME = 1.02  # times the latency of co-located speculation: as fast
+SAME = 1.05  # times the latency of co-located speculation: nearly as fast
 FEWER = 0.9  # times its draft passes at home: fewer
 
 
 class Use(StrEnum):
     faster = "use: faster than the best co-located speculation"
-    fewer = "use: as fast as the best co-located speculation, with fewer draft passes at home"
+    fewer = "use: within 5 % of the best co-located speculation, with fewer draft passes at home"
     none = "not better than co-located: draft at home"
     unclear = "not shown to be better than co-located: draft at home, or ask for more --seeds"
 
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """Of one finalist; ratios are to the best co-located speculation on the same texts."""
+    """Of one finalist; ratios are to the best without drafters, same texts."""
 
     latency_ms: Interval
     p95_ms: Interval
@@ -41,13 +41,13 @@ class Verdict:
     use: Use
     chosen: Candidate | None
     expectations: dict[Candidate, Expectation]
-    colocated: Expectation
-    plain: Expectation
+    here: dict[str, Expectation]  # without any drafter elsewhere
 
 
 def judge(study: Study) -> Verdict:
     """The fastest; of those that cannot be told from it, the one with the fewest home passes."""
-    found = {c: expect(runs, study.colocated) for c, runs in study.finalists.items()}
+    against = study.here[study.best_here]
+    found = {c: expect(runs, against) for c, runs in study.finalists.items()}
     faster = {c: e for c, e in found.items() if e.latency_ratio.high < 1.0}
     fewer = {
         c: e
@@ -65,13 +65,8 @@ def judge(study: Study) -> Verdict:
     else:
         hopeless = all(e.latency_ratio.low > 1.0 for e in found.values())
         use, chosen = (Use.none if hopeless else Use.unclear), None
-    return Verdict(
-        use,
-        chosen,
-        found,
-        expect(study.colocated, study.colocated),
-        expect(study.plain, study.colocated),
-    )
+    here = {name: expect(runs, against) for name, runs in study.here.items()}
+    return Verdict(use, chosen, found, here)
 
 
 def expect(runs: tuple[Measures, ...], against: tuple[Measures, ...]) -> Expectation:
