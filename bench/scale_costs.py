@@ -1,0 +1,124 @@
+"""What a request costs by the token and by the message, for the study of many.
+
+Slot time by the drafter's round trip is the detailed simulator's; a verifier's time for a request's
+messages is measured here, on this machine, by replaying what one drafter sent.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import fmean, stdev
+from typing import Any
+
+from bench.test_pool import Recorded
+from wanspec_kernels.protocol import Commit, Draft, check_of, decode, encode
+from wanspec_kernels.simulation.link import LinkProfile
+from wanspec_kernels.simulation.measures import Measures, best_tree, measure
+from wanspec_kernels.simulation.scenario import REMOTE_SHAPE, DrafterProfile, Scenario
+from wanspec_kernels.simulation.traced import PROMPT
+from wanspec_kernels.simulation.traces import load
+from wanspec_kernels.simulation.world import World
+from wanspec_kernels.verifier.generation import Limits
+from wanspec_kernels.verifier.policies import AlwaysLocal
+from wanspec_kernels.verifier.pool import Pool
+
+TRACE = "bundled"
+ROWS = 16  # of a request's tree: sixteen requests are 256 rows, which a pass takes in its stride
+WIDTH = 16  # nodes a drafter expands for a request in a pass: what `wanspec-drafter` does
+ROUND_TRIPS_MS = (4.0, 12.0, 25.0, 40.0, 60.0, 90.0, 130.0, 180.0, 240.0)
+WIDTHS = (16, 32, 64, 128)
+REPEATS = 5
+
+
+def scenario(tokens: int, seed: int) -> Scenario:
+    """Target pass 30 ms, home 3 ms, remote 4 ms."""
+    return Scenario(load(TRACE), limits=Limits(max_rows=ROWS), tokens=tokens, seed=seed)
+
+
+def drafter(round_trip_ms: float, width: int = WIDTH) -> DrafterProfile:
+    shape = replace(REMOTE_SHAPE, width=width)
+    return DrafterProfile(LinkProfile(round_trip_ms), shape=shape, max_nodes=16 * width)
+
+
+def slots(tokens: int, seeds: int) -> dict[str, Any]:
+    """Slot time a token: at home, best fixed tree and default policy, and by round trip."""
+    tuned = best_tree(scenario(tokens, 0))
+    here = [scenario(tokens, seed) for seed in range(1, seeds + 1)]
+    fixed = [replace(s, policy=AlwaysLocal(tuned.passes), home_shape=tuned.shape) for s in here]
+    found = {
+        "home, fixed tree": _summary([measure(s) for s in fixed]) | {"passes": tuned.passes},
+        "home, expected gain": _summary([measure(s) for s in here]),
+        "alone": _summary([measure(replace(s, home=None)) for s in here]),
+    }
+    remote = []
+    for round_trip_ms in ROUND_TRIPS_MS:
+        runs = [measure(replace(s, drafters=(drafter(round_trip_ms),))) for s in here]
+        remote.append({"round_trip_ms": round_trip_ms} | _summary(runs))
+    return {"trace": TRACE, "rows": ROWS, "width": WIDTH, "here": found, "remote": remote}
+
+
+def _summary(runs: list[Measures]) -> dict[str, float]:
+    found = {}
+    for name in ("hot_ms", "latency_ms", "local_passes", "tokens_per_pass", "drafts_per_s"):
+        values = [float(getattr(run, name)) for run in runs]
+        found[name] = fmean(values)
+        found[f"{name}_error"] = stdev(values) / math.sqrt(len(values))
+    found["up_mbit"] = fmean(run.up_mbit for run in runs)
+    return found
+
+
+def messages(width: int, tokens: int = 200) -> dict[str, float]:
+    """Of one request at 30 ms: what comes a second, and the time of one core that it takes."""
+    world = World(replace(scenario(tokens, 1), drafters=(drafter(30.0, width),), home=None))
+    pool = world.servings[1].generation.pool
+    pool.__class__ = Recorded
+    pool.events = []  # type: ignore[attr-defined]
+    world.run()
+    events = pool.events  # type: ignore[attr-defined]
+    seconds = world.env.now / 1000
+    frames = [encode(value) for name, value in events if name == "offer"]
+    commits = [value for name, value in events if name == "commit"]
+
+    def merge(select: bool) -> None:
+        fresh = Pool(1, PROMPT, vocab_size=world.scenario.trace.vocab_size)
+        fresh.enrol(1)
+        for name, value in events:
+            if name == "offer":
+                fresh.offer(1, value)
+            else:
+                if select:
+                    fresh.select(ROWS, 32)
+                fresh.commit(value)
+
+    def send() -> None:
+        length = 1
+        for token_ids in commits:
+            length += len(token_ids)
+            encode(Commit(1, length, tuple(token_ids), check_of(token_ids)))
+
+    decoding = _seconds(lambda: [decode(frame) for frame in frames])
+    merging = _seconds(lambda: merge(False))
+    selecting = _seconds(lambda: merge(True)) - merging
+    total = decoding + merging + max(0.0, selecting) + _seconds(send)
+    nodes = sum(len(v.token_ids) for _, v in events if isinstance(v, Draft))
+    return {
+        "width": width,
+        "drafts_per_s": len(frames) / seconds,
+        "nodes_a_draft": nodes / len(frames),
+        "mbit": 8e-6 * sum(map(len, frames)) / seconds,
+        "decode_us": 1e6 * decoding / len(frames),
+        "merge_us": 1e6 * merging / len(frames),
+        "select_us": 1e6 * max(0.0, selecting) / len(commits),
+        "core_share": total / seconds,
+    }
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """The least of a few: other processes only ever add."""
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)
