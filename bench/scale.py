@@ -17,17 +17,18 @@ import typer
 
 from bench import scale_report
 from bench.machine import describe
-from bench.scale_costs import WIDTHS, messages, slots
+from bench.scale_costs import WIDER, WIDTH, WIDTHS, messages, slots
 from bench.scale_world import HOT, REGIONS, Cost, Settings, World, round_trip_ms
 from wanspec_kernels.verifier.endpoint import EndpointConfig
 
 RESULTS = Path("bench/results/scale.json")
-LOADS = tuple(round(0.9 + 0.05 * i, 2) for i in range(11))  # of the hot region at its peak
+LOADS = tuple(round(1.0 + 0.05 * i, 2) for i in range(8))  # of the hot region at its peak
 SEATS_ASKED = 16  # `wanspec-drafter --max-requests`
 
 
-def cost_of(slots_found: dict[str, Any]) -> Cost:
-    here, remote = slots_found["here"], slots_found["remote"]
+def cost_of(slots_found: dict[str, Any], width: int) -> Cost:
+    here = slots_found["here"]
+    remote = [entry for entry in slots_found["remote"] if entry["width"] == width]
     return Cost(
         min(here[name]["hot_ms"] for name in here if name.startswith("home")),
         tuple(entry["round_trip_ms"] for entry in remote),
@@ -37,16 +38,34 @@ def cost_of(slots_found: dict[str, Any]) -> Cost:
 
 def seats_allowed(slots_found: dict[str, Any]) -> int:
     """Requests whose drafts a verifier reads of one drafter, at its default rate."""
-    most = max(entry["drafts_per_s"] for entry in slots_found["remote"])
-    return int(EndpointConfig().max_messages_per_s / most)
+    rates = [e["drafts_per_s"] for e in slots_found["remote"] if e["width"] == WIDTH]
+    return int(EndpointConfig().max_messages_per_s / max(rates))
 
 
-def run(settings: Settings) -> dict[str, Any]:
+def variants(slots_found: dict[str, Any]) -> dict[str, Settings]:
+    base = Settings(cost_of(slots_found, WIDTH))
+    allowed = seats_allowed(slots_found)
+    many = replace(base, seats=SEATS_ASKED)
+    steady = replace(many, steady=True)
+    return {
+        "drafts at home": base,
+        f"{allowed} requests a drafter": replace(base, seats=allowed),
+        f"{SEATS_ASKED} requests a drafter": many,
+        f"{SEATS_ASKED}, lent at all hours": steady,
+        f"{SEATS_ASKED}, all hours, {WIDER} nodes a pass": replace(
+            steady, cost=cost_of(slots_found, WIDER)
+        ),
+    }
+
+
+def run(job: tuple[str, Settings]) -> dict[str, Any]:
+    name, settings = job
     began = time.perf_counter()
     found = World(settings).run()
     waits = np.percentile(found.waits_ms, [50, 95, 99]) / found.service_ms
     token_ms = np.percentile(found.token_ms, [50, 95, 99])
     return {
+        "variant": name,
         "seats": settings.seats,
         "hot_load": settings.hot_load,
         "requests": found.requests,
@@ -64,20 +83,20 @@ def run(settings: Settings) -> dict[str, Any]:
 def study(workers: int, tokens: int, seeds: int) -> dict[str, Any]:
     began = time.perf_counter()
     with ProcessPoolExecutor(workers) as pool:
-        found = slots(tokens, seeds)
+        found = slots(tokens, seeds, pool.map)
         typer.echo(f"slot times: {time.perf_counter() - began:.0f} s")
         sent = [messages(width) for width in WIDTHS]  # alone: it is timed
-        base = Settings(cost_of(found))
         jobs = [
-            replace(base, seats=seats, hot_load=load)
-            for seats in (0, seats_allowed(found), SEATS_ASKED)
+            (name, replace(settings, hot_load=load))
+            for name, settings in variants(found).items()
             for load in LOADS
         ]
         runs = []
         for result in pool.map(run, jobs):
             runs.append(result)
-            typer.echo(f"{len(runs)} of {len(jobs)}: {result['seats']} seats, {result['hot_load']}")
-    settings = {k: v for k, v in asdict(base).items() if k not in ("cost", "seats", "hot_load")}
+            typer.echo(f"{len(runs)} of {len(jobs)}: {result['variant']}, {result['hot_load']}")
+    base = jobs[0][1]
+    settings = {k: v for k, v in asdict(base).items() if k not in ("cost", "hot_load")}
     return {
         "machine": describe(),
         "seconds": round(time.perf_counter() - began, 1),
@@ -87,6 +106,8 @@ def study(workers: int, tokens: int, seeds: int) -> dict[str, Any]:
         "regions": [asdict(r) | {"rtt_ms": round_trip_ms(REGIONS[HOT], r)} for r in REGIONS],
         "slots": found,
         "messages": sent,
+        "seats_allowed": seats_allowed(found),
+        "seats_asked": SEATS_ASKED,
         "limits": {
             "messages_per_s": EndpointConfig().max_messages_per_s,
             "sessions": EndpointConfig().max_sessions,

@@ -6,7 +6,7 @@ messages is measured here, on this machine, by replaying what one drafter sent.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
@@ -26,6 +26,7 @@ from wanspec_kernels.verifier.pool import Pool
 TRACE = "bundled"
 ROWS = 16  # of a request's tree: sixteen requests are 256 rows, which a pass takes in its stride
 WIDTH = 16  # nodes a drafter expands for a request in a pass: what `wanspec-drafter` does
+WIDER = 64
 ROUND_TRIPS_MS = (4.0, 12.0, 25.0, 40.0, 60.0, 90.0, 130.0, 180.0, 240.0)
 WIDTHS = (16, 32, 64, 128)
 REPEATS = 5
@@ -41,21 +42,35 @@ def drafter(round_trip_ms: float, width: int = WIDTH) -> DrafterProfile:
     return DrafterProfile(LinkProfile(round_trip_ms), shape=shape, max_nodes=16 * width)
 
 
-def slots(tokens: int, seeds: int) -> dict[str, Any]:
-    """Slot time a token: at home, best fixed tree and default policy, and by round trip."""
+def slots(
+    tokens: int,
+    seeds: int,
+    mapped: Callable[[Callable[[Scenario], Measures], list[Scenario]], Iterable[Measures]] = map,
+) -> dict[str, Any]:
+    """Slot time a token: at home, best fixed tree and default policy, and by width and distance."""
     tuned = best_tree(scenario(tokens, 0))
     here = [scenario(tokens, seed) for seed in range(1, seeds + 1)]
-    fixed = [replace(s, policy=AlwaysLocal(tuned.passes), home_shape=tuned.shape) for s in here]
-    found = {
-        "home, fixed tree": _summary([measure(s) for s in fixed]) | {"passes": tuned.passes},
-        "home, expected gain": _summary([measure(s) for s in here]),
-        "alone": _summary([measure(replace(s, home=None)) for s in here]),
+    rows = {
+        "home, fixed tree": [
+            replace(s, policy=AlwaysLocal(tuned.passes), home_shape=tuned.shape) for s in here
+        ],
+        "home, expected gain": here,
+        "alone": [replace(s, home=None) for s in here],
     }
-    remote = []
-    for round_trip_ms in ROUND_TRIPS_MS:
-        runs = [measure(replace(s, drafters=(drafter(round_trip_ms),))) for s in here]
-        remote.append({"round_trip_ms": round_trip_ms} | _summary(runs))
-    return {"trace": TRACE, "rows": ROWS, "width": WIDTH, "here": found, "remote": remote}
+    places = [(width, rtt) for width in (WIDTH, WIDER) for rtt in ROUND_TRIPS_MS]
+    remote = [[replace(s, drafters=(drafter(rtt, width),)) for s in here] for width, rtt in places]
+    runs = iter(mapped(measure, [s for row in [*rows.values(), *remote] for s in row]))
+    return {
+        "trace": TRACE,
+        "rows": ROWS,
+        "width": WIDTH,
+        "home_passes": tuned.passes,
+        "here": {name: _summary([next(runs) for _ in here]) for name in rows},
+        "remote": [
+            {"width": width, "round_trip_ms": rtt} | _summary([next(runs) for _ in here])
+            for width, rtt in places
+        ],
+    }
 
 
 def _summary(runs: list[Measures]) -> dict[str, float]:

@@ -14,6 +14,8 @@ START, END = "<!-- measured -->", "<!-- end -->"
 TOLERABLE = 0.1  # of a mean request's time, waited by one in twenty: beyond, the region is full
 SLOTS_A_MACHINE = 16  # of 16 rows: 256 in a pass
 NEAR_MS = 60.0
+SHOWN = (1.0, 1.1, 1.2)  # loads in the table
+COLOURS = ("black", "#c8553d", "#1b6ca8", "#2a9d5c", "#8e5ea2")
 
 
 def write(results: dict[str, Any]) -> None:
@@ -47,7 +49,10 @@ def slot_table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     rows = list(results["slots"]["here"].items())
-    rows += [(f"elsewhere, {e['round_trip_ms']:.0f} ms", e) for e in results["slots"]["remote"]]
+    rows += [
+        (f"elsewhere, {e['width']} nodes a pass, {e['round_trip_ms']:.0f} ms", e)
+        for e in results["slots"]["remote"]
+    ]
     for name, entry in rows:
         lines.append(
             f"| {name} | {entry['hot_ms']:.2f} ± {2 * entry['hot_ms_error']:.2f} "
@@ -72,10 +77,6 @@ def message_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def seats_allowed(results: dict[str, Any]) -> int:
-    return sorted({run["seats"] for run in results["runs"]})[1]
-
-
 def paper(results: dict[str, Any]) -> str:
     """What the hot region needs at its peak, and what one unit of each carries."""
     settings, limits = results["settings"], results["limits"]
@@ -86,7 +87,7 @@ def paper(results: dict[str, Any]) -> str:
     each = settings["drafters"] // len(REGIONS)
     lent = sum(int(each * r.idle(day)) for r in REGIONS)
     lent_near = sum(int(each * r.idle(day)) for r in near)
-    allowed, asked = seats_allowed(results), max(run["seats"] for run in results["runs"])
+    allowed, asked = results["seats_allowed"], results["seats_asked"]
     session = limits["sessions"] * allowed
     core = int(1 / sent["core_share"])
     rows = [
@@ -134,9 +135,17 @@ def peak_day() -> float:
     return float(max(days, key=REGIONS[HOT].load))
 
 
-def capacity(results: dict[str, Any], seats: int) -> float | None:
+def variants(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Runs by variant, in the order of their loads."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in sorted(results["runs"], key=lambda r: r["hot_load"]):
+        found.setdefault(run["variant"], []).append(run)
+    order = list(dict.fromkeys(run["variant"] for run in results["runs"]))
+    return {name: found[name] for name in order}
+
+
+def capacity(runs: list[dict[str, Any]]) -> float | None:
     """Load at which the 95th percentile of waits passes what is tolerable, between two measured."""
-    runs = sorted((r for r in results["runs"] if r["seats"] == seats), key=lambda r: r["hot_load"])
     for before, after in pairwise(runs):
         low, high = before["wait"][1], after["wait"][1]
         if low <= TOLERABLE < high:
@@ -146,42 +155,38 @@ def capacity(results: dict[str, Any], seats: int) -> float | None:
 
 
 def day_table(results: dict[str, Any]) -> str:
+    by_variant = variants(results)
+    least = next(iter(by_variant.values()))[0]["requests"]
     lines = [
-        f"A day of {results['runs'][0]['requests']:,} requests. Load: the hot region's at its "
-        "peak, over what its slots carry with drafts made there:",
+        f"A day of {least:,} requests and more. Load is the hot region's at its peak, over what "
+        "its slots carry with drafts made there; waits are in mean requests' times:",
         "",
-        "| requests a drafter | load | wait: 95th, 99th percentile | ms a token, wait included: "
-        "50th, 95th, 99th | drafted elsewhere, from | slots held in the busiest hour |",
+        "| drafters | load | wait: 95th, 99th percentile | ms a token, wait included: 50th, 95th, "
+        "99th | drafted elsewhere, from | slots held in the busiest hour |",
         "|---|---|---|---|---|---|",
     ]
-    loads = (0.9, 1.0, 1.1, 1.2, 1.3)
-    for run in results["runs"]:
-        if run["hot_load"] not in loads:
-            continue
-        share = (
-            "–" if not run["seats"] else f"{run['remote_share']:.0%}, {run['remote_rtt_ms']:.0f} ms"
-        )
-        lines.append(
-            f"| {run['seats'] or 'none'} | {run['hot_load']:.1f} | "
-            f"{run['wait'][1]:.2f}, {run['wait'][2]:.2f} | "
-            + ", ".join(f"{ms:.1f}" for ms in run["token_ms"])
-            + f" | {share} | {run['busiest_slots']:.0%} |"
-        )
-    found = {
-        seats: capacity(results, seats) for seats in sorted({r["seats"] for r in results["runs"]})
-    }
-    base = found[0]
-    said = [
-        f"{seats or 'no'} requests a drafter: {'past the sweep' if load is None else f'{load:.2f}'}"
-        + (f" ({load / base:.2f}×)" if seats and load and base else "")
-        for seats, load in found.items()
-    ]
+    for name, runs in by_variant.items():
+        for run in (r for r in runs if r["hot_load"] in SHOWN):
+            from_ms = run["remote_rtt_ms"]
+            share = "–" if from_ms is None else f"{run['remote_share']:.0%}, {from_ms:.0f} ms"
+            token_ms = ", ".join(f"{ms:.1f}" for ms in run["token_ms"])
+            lines.append(
+                f"| {name} | {run['hot_load']:.1f} | {run['wait'][1]:.2f}, {run['wait'][2]:.2f} "
+                f"| {token_ms} | {share} | {run['busiest_slots']:.0%} |"
+            )
     lines += [
         "",
-        f"The load at which one request in twenty waits {TOLERABLE:.0%} of a mean request's time: "
-        + "; ".join(said)
-        + ".",
+        f"The load at which one request in twenty waits {TOLERABLE:.0%} of a mean request's time:",
+        "",
+        "| drafters | load carried | capacity gained |",
+        "|---|---|---|",
     ]
+    found = {name: capacity(runs) for name, runs in by_variant.items()}
+    base = next(iter(found.values()))
+    for name, load in found.items():
+        cells = "past the sweep | " if load is None else f"{load:.3f} | "
+        gained = f"{load / base - 1:+.1%}" if load and base else "–"
+        lines.append(f"| {name} | {cells}{gained} |")
     return "\n".join(lines)
 
 
@@ -192,24 +197,19 @@ def figure(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6))
-    remote = results["slots"]["remote"]
-    x = [entry["round_trip_ms"] for entry in remote]
-    y = [entry["hot_ms"] for entry in remote]
-    error = [2 * entry["hot_ms_error"] for entry in remote]
-    left.errorbar(x, y, error, color="#1b6ca8", marker=".", label="drafts elsewhere")
+    for colour, width in zip(COLOURS[2:], (16, 64), strict=False):
+        remote = [e for e in results["slots"]["remote"] if e["width"] == width]
+        x = [entry["round_trip_ms"] for entry in remote]
+        y = [entry["hot_ms"] for entry in remote]
+        error = [2 * entry["hot_ms_error"] for entry in remote]
+        label = f"elsewhere, {width} nodes a pass"
+        left.errorbar(x, y, error, color=colour, marker=".", label=label)
     left.axhline(home_ms(results), color="black", linewidth=0.8, label="drafts at home")
     left.set(xlabel="round trip, ms", ylabel="accelerator time a token, ms")
-    colours = ["black", "#c8553d", "#1b6ca8"]
-    for colour, seats in zip(colours, sorted({r["seats"] for r in results["runs"]}), strict=True):
-        runs = [run for run in results["runs"] if run["seats"] == seats]
-        label = f"{seats} requests a drafter" if seats else "drafts at home"
-        middle.plot(
-            [run["hot_load"] for run in runs],
-            [max(run["wait"][1], 1e-3) for run in runs],
-            color=colour,
-            marker=".",
-            label=label,
-        )
+    for colour, (name, runs) in zip(COLOURS, variants(results).items(), strict=True):
+        loads = [run["hot_load"] for run in runs]
+        waits = [max(run["wait"][1], 1e-3) for run in runs]
+        middle.plot(loads, waits, color=colour, marker=".", label=name)
     middle.axhline(TOLERABLE, color="grey", linewidth=0.8, linestyle=":")
     middle.set(xlabel="load at the hot region's peak", ylabel="wait, 95th percentile, × a request")
     middle.set_yscale("log")

