@@ -62,29 +62,26 @@ def study(
     finalists = _narrow(screen, usable, progress)
     progress("co-located speculation")
     seeded = [colocated(inputs, tokens, SCREEN_SEED + 1 + number) for number in range(seeds)]
-    rows = {"the target alone": [replace(here, home=None) for here in seeded]}
+    here = {"the target alone": [replace(scenario, home=None) for scenario in seeded]}
     if inputs.home is not None:
         tuned = best_tree(colocated(inputs, screen.tokens, SCREEN_SEED))
-        rows[f"co-located, {tuned.passes} passes a round"] = [fixed(h, tuned) for h in seeded]
-        rows["co-located, expected gain"] = seeded
+        here[f"co-located, {tuned.passes} passes a round"] = [fixed(s, tuned) for s in seeded]
+        here["co-located, expected gain"] = seeded
     progress("the best of them, on other texts")
-    scenarios = [here for each in rows.values() for here in each]
-    scenarios += [remote(here, inputs, candidate) for candidate in finalists for here in seeded]
-    results = list(mapped(measure, scenarios))
-    by_row = [tuple(results[i : i + seeds]) for i in range(0, len(results), seeds)]
-    here = dict(zip(rows, by_row, strict=False))
-    by_row = by_row[len(rows) :]
-    measured = dict(zip(finalists, by_row, strict=True))
-    dropped = screen.dropped | {
-        candidate: reasons
-        for candidate, runs in measured.items()
-        if (reasons := candidate.refusals(inputs, max(runs, key=lambda m: m.up_mbit)))
-    }
+    elsewhere = {c: [remote(scenario, inputs, c) for scenario in seeded] for c in finalists}
+    every = [scenario for row in [*here.values(), *elsewhere.values()] for scenario in row]
+    results = iter(mapped(measure, every))
+    without = {name: tuple(next(results) for _ in row) for name, row in here.items()}
+    measured = {c: tuple(next(results) for _ in row) for c, row in elsewhere.items()}
+    dropped = dict(screen.dropped)
+    for candidate, runs in measured.items():
+        if reasons := [reason for m in runs for reason in candidate.refusals(inputs, m)]:
+            dropped[candidate] = reasons[:1]
     kept = {c: runs for c, runs in measured.items() if c not in dropped}
     if not kept:
         raise UnsupportedError([reason for reasons in dropped.values() for reason in reasons])
-    best = min(here, key=lambda name: fmean(m.latency_ms for m in here[name]))
-    return Study(tuple(h.seed for h in seeded), tokens, here, best, kept, refused, dropped)
+    best = min(without, key=lambda name: fmean(m.latency_ms for m in without[name]))
+    return Study(tuple(s.seed for s in seeded), tokens, without, best, kept, refused, dropped)
 
 
 def _narrow(
