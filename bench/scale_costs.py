@@ -59,28 +59,31 @@ def slots(
     }
     places = [(width, rtt) for width in (WIDTH, WIDER) for rtt in ROUND_TRIPS_MS]
     remote = [[replace(s, drafters=(drafter(rtt, width),)) for s in here] for width, rtt in places]
-    runs = iter(mapped(measure, [s for row in [*rows.values(), *remote] for s in row]))
+    every = [s for row in [*rows.values(), *remote] for s in row]
+    runs = list(mapped(measure, every))
+    by_row = [runs[i : i + seeds] for i in range(0, len(runs), seeds)]
+    found = [_summary(row, by_row[0]) for row in by_row]
     return {
         "trace": TRACE,
         "rows": ROWS,
         "width": WIDTH,
         "home_passes": tuned.passes,
-        "here": {name: _summary([next(runs) for _ in here]) for name in rows},
+        "here": dict(zip(rows, found, strict=False)),
         "remote": [
-            {"width": width, "round_trip_ms": rtt} | _summary([next(runs) for _ in here])
-            for width, rtt in places
+            {"width": width, "round_trip_ms": rtt} | entry
+            for (width, rtt), entry in zip(places, found[len(rows) :], strict=True)
         ],
     }
 
 
-def _summary(runs: list[Measures]) -> dict[str, float]:
-    found = {}
+def _summary(runs: list[Measures], against: list[Measures]) -> dict[str, float]:
+    """Means and standard errors; capacity is over `against`, text by text."""
+    pairs = zip(against, runs, strict=True)
+    gains = [b.hot_ms / a.hot_ms for b, a in pairs]
+    found = {"capacity": fmean(gains), "capacity_error": stdev(gains) / math.sqrt(len(gains))}
     for name in ("hot_ms", "latency_ms", "local_passes", "tokens_per_pass", "drafts_per_s"):
-        values = [float(getattr(run, name)) for run in runs]
-        found[name] = fmean(values)
-        found[f"{name}_error"] = stdev(values) / math.sqrt(len(values))
-    found["up_mbit"] = fmean(run.up_mbit for run in runs)
-    return found
+        found[name] = fmean(getattr(run, name) for run in runs)
+    return found | {"up_mbit": fmean(run.up_mbit for run in runs)}
 
 
 def messages(width: int, tokens: int = 200) -> dict[str, float]:

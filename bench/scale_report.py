@@ -36,14 +36,8 @@ def about(results: dict[str, Any]) -> str:
     )
 
 
-def home_ms(results: dict[str, Any]) -> float:
-    here = results["slots"]["here"]
-    return min(here[name]["hot_ms"] for name in here if name.startswith("home"))
-
-
 def slot_table(results: dict[str, Any]) -> str:
     """Accelerator time of a token where the target runs, and what moving drafts away gains."""
-    best = home_ms(results)
     lines = [
         "| drafts | accelerator time a token, ms | latency, ms | home passes a token | capacity |",
         "|---|---|---|---|---|",
@@ -55,9 +49,9 @@ def slot_table(results: dict[str, Any]) -> str:
     ]
     for name, entry in rows:
         lines.append(
-            f"| {name} | {entry['hot_ms']:.2f} ± {2 * entry['hot_ms_error']:.2f} "
-            f"| {entry['latency_ms']:.2f} | {entry['local_passes']:.2f} "
-            f"| {best / entry['hot_ms']:.2f}× |"
+            f"| {name} | {entry['hot_ms']:.2f} | {entry['latency_ms']:.2f} "
+            f"| {entry['local_passes']:.2f} "
+            f"| {entry['capacity']:.2f}× ± {2 * entry['capacity_error']:.2f} |"
         )
     return "\n".join(lines)
 
@@ -200,12 +194,11 @@ def figure(results: dict[str, Any], path: Path) -> None:
     for colour, width in zip(COLOURS[2:], (16, 64), strict=False):
         remote = [e for e in results["slots"]["remote"] if e["width"] == width]
         x = [entry["round_trip_ms"] for entry in remote]
-        y = [entry["hot_ms"] for entry in remote]
-        error = [2 * entry["hot_ms_error"] for entry in remote]
-        label = f"elsewhere, {width} nodes a pass"
-        left.errorbar(x, y, error, color=colour, marker=".", label=label)
-    left.axhline(home_ms(results), color="black", linewidth=0.8, label="drafts at home")
-    left.set(xlabel="round trip, ms", ylabel="accelerator time a token, ms")
+        y = [entry["capacity"] for entry in remote]
+        error = [2 * entry["capacity_error"] for entry in remote]
+        left.errorbar(x, y, error, color=colour, marker=".", label=f"{width} nodes a pass")
+    left.axhline(1.0, color="black", linewidth=0.8, label="drafts at home")
+    left.set(xlabel="round trip, ms", ylabel="capacity of the target's accelerators, ×")
     for colour, (name, runs) in zip(COLOURS, variants(results).items(), strict=True):
         loads = [run["hot_load"] for run in runs]
         waits = [max(run["wait"][1], 1e-3) for run in runs]
