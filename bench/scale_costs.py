@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.test_pool import Recorded
 from wanspec_kernels.protocol import Commit, Draft, check_of, decode, encode
@@ -29,7 +29,9 @@ WIDTH = 16  # nodes a drafter expands for a request in a pass: what `wanspec-dra
 WIDER = 64
 ROUND_TRIPS_MS = (4.0, 12.0, 25.0, 40.0, 60.0, 90.0, 130.0, 180.0, 240.0)
 WIDTHS = (16, 32, 64, 128)
-REPEATS = 5
+REPEATS = 15
+
+Result = TypeVar("Result")
 
 
 def scenario(tokens: int, seed: int) -> Scenario:
@@ -98,16 +100,20 @@ def messages(width: int, tokens: int = 200) -> dict[str, float]:
     frames = [encode(value) for name, value in events if name == "offer"]
     commits = [value for name, value in events if name == "commit"]
 
-    def merge(select: bool) -> None:
+    def merge() -> float:
+        """What of it went into selecting."""
         fresh = Pool(1, PROMPT, vocab_size=world.scenario.trace.vocab_size)
         fresh.enrol(1)
+        selecting = 0.0
         for name, value in events:
             if name == "offer":
                 fresh.offer(1, value)
             else:
-                if select:
-                    fresh.select(ROWS, 32)
+                began = time.process_time()
+                fresh.select(ROWS, 32)
+                selecting += time.process_time() - began
                 fresh.commit(value)
+        return selecting
 
     def send() -> None:
         length = 1
@@ -115,10 +121,9 @@ def messages(width: int, tokens: int = 200) -> dict[str, float]:
             length += len(token_ids)
             encode(Commit(1, length, tuple(token_ids), check_of(token_ids)))
 
-    decoding = _seconds(lambda: [decode(frame) for frame in frames])
-    merging = _seconds(lambda: merge(False))
-    selecting = _seconds(lambda: merge(True)) - merging
-    total = decoding + merging + max(0.0, selecting) + _seconds(send)
+    decoding, _ = _seconds(lambda: [decode(frame) for frame in frames])
+    merging, selecting = _seconds(merge)
+    total = decoding + merging + _seconds(send)[0]
     nodes = sum(len(v.token_ids) for _, v in events if isinstance(v, Draft))
     return {
         "width": width,
@@ -126,17 +131,17 @@ def messages(width: int, tokens: int = 200) -> dict[str, float]:
         "nodes_a_draft": nodes / len(frames),
         "mbit": 8e-6 * sum(map(len, frames)) / seconds,
         "decode_us": 1e6 * decoding / len(frames),
-        "merge_us": 1e6 * merging / len(frames),
-        "select_us": 1e6 * max(0.0, selecting) / len(commits),
+        "merge_us": 1e6 * (merging - selecting) / len(frames),
+        "select_us": 1e6 * selecting / len(commits),
         "core_share": total / seconds,
     }
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    """The least of a few: other processes only ever add."""
-    times = []
+def _seconds(call: Callable[[], Result]) -> tuple[float, Result]:
+    """Of this process's time the least, as others on the machine only ever add; and its result."""
+    found = []
     for _ in range(REPEATS):
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return min(times)
+        began = time.process_time()
+        result = call()
+        found.append((time.process_time() - began, result))
+    return min(found, key=lambda pair: pair[0])
