@@ -45,6 +45,20 @@ def test_a_far_drafter_gets_no_credit_for_what_home_does(tmp_path):
     assert verdict.here[far.best_here].latency_ratio == Interval(1.0, 1.0, 1.0)
 
 
+def test_several_requests_are_compared_with_speculation_that_keeps_them_in_step(tmp_path):
+    text = PLAN.replace("16 = 31.0}", "64 = 34.0}\nrequests = 2")
+    text = text.replace("pass_ms = 3.0", "pass_ms = {1 = 3.0, 64 = 3.5}").replace(
+        "{16 = 3.5}", "{32 = 3.5}"
+    )
+    found = study(read(write(tmp_path, text)), tokens=50, seeds=3)
+    (fixed,) = (runs for name, runs in found.here.items() if "passes a round" in name)
+    # A round is the target's pass, of at most 64 rows, and the drafts before it.
+    passes = int(next(name for name in found.here if "passes a round" in name).split()[1])
+    for run in fixed:
+        assert run.latency_ms * run.tokens_per_pass < 34.0 + 3.5 * passes + 1.0
+        assert run.hot_ms == pytest.approx(run.latency_ms / 2, rel=0.02)
+
+
 def slower(study, factor, passes=1.0):
     """As if home made a pass a token, and finalists took so many times the latency and passes."""
     here = tuple(replace(m, local_passes=1.0) for m in study.here[study.best_here])

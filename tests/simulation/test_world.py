@@ -149,6 +149,9 @@ def test_a_drafters_trace_is_of_the_same_texts(trace):
 def test_a_machine_takes_what_was_measured():
     machine = Machine(0.0, measured=((1, 30.0), (17, 38.0)))
     assert [machine.time_ms(rows) for rows in (1, 9, 17, 40)] == [30.0, 34.0, 38.0, 38.0]
+    assert machine.shared(2).time_ms(4) == machine.time_ms(8)
+    # A row of 0.5 ms more is 1 ms where two requests have one each.
+    assert Machine(30.0, 0.5).shared(2).time_ms(3) == 32.0
 
 
 def test_what_a_drafter_sends_a_second_is_measured(trace):

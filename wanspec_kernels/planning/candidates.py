@@ -58,6 +58,17 @@ def fixed(base: Scenario, best: Baseline) -> Scenario:
     return replace(base, policy=AlwaysLocal(best.passes), home_shape=best.shape)
 
 
+def in_step(base: Scenario) -> Scenario:
+    """One of the requests, if an engine drafts for all of them at once and then verifies all.
+
+    The simulator's own requests fall out of step and wait for each other's passes, which is no
+    baseline to be proud of beating.
+    """
+    assert base.home is not None
+    target, home = base.target.shared(base.requests), base.home.shared(base.requests)
+    return replace(base, target=target, home=home, requests=1)
+
+
 def remote(base: Scenario, inputs: Inputs, candidate: Candidate) -> Scenario:
     """A candidate's drafters, tree and policy beside what is co-located."""
     shape = replace(REMOTE_SHAPE, width=candidate.width)

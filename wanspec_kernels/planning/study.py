@@ -6,7 +6,14 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from wanspec_kernels.planning.candidates import Candidate, colocated, fixed, policies_of, remote
+from wanspec_kernels.planning.candidates import (
+    Candidate,
+    colocated,
+    fixed,
+    in_step,
+    policies_of,
+    remote,
+)
 from wanspec_kernels.planning.errors import UnsupportedError
 from wanspec_kernels.planning.inputs import Inputs
 from wanspec_kernels.planning.support import drafter_refusals, refusals, rows_of, widths_of
@@ -64,14 +71,17 @@ def study(
     seeded = [colocated(inputs, tokens, SCREEN_SEED + 1 + number) for number in range(seeds)]
     here = {"the target alone": [replace(scenario, home=None) for scenario in seeded]}
     if inputs.home is not None:
-        tuned = best_tree(colocated(inputs, screen.tokens, SCREEN_SEED))
-        here[f"co-located, {tuned.passes} passes a round"] = [fixed(s, tuned) for s in seeded]
+        tuned = best_tree(in_step(colocated(inputs, screen.tokens, SCREEN_SEED)))
+        name = f"co-located, {tuned.passes} passes a round"
+        here[name] = [fixed(in_step(scenario), tuned) for scenario in seeded]
         here["co-located, expected gain"] = seeded
     progress("the best of them, on other texts")
     elsewhere = {c: [remote(scenario, inputs, c) for scenario in seeded] for c in finalists}
     every = [scenario for row in [*here.values(), *elsewhere.values()] for scenario in row]
     results = iter(mapped(measure, every))
     without = {name: tuple(next(results) for _ in row) for name, row in here.items()}
+    if inputs.home is not None:  # its accelerators worked for all requests
+        without[name] = tuple(replace(m, hot_ms=m.hot_ms / inputs.requests) for m in without[name])
     measured = {c: tuple(next(results) for _ in row) for c, row in elsewhere.items()}
     dropped = dict(screen.dropped)
     for candidate, runs in measured.items():

@@ -1,6 +1,6 @@
 """Scenario: everything that decides a run; the same scenario and seed give the same run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,13 +22,21 @@ class Machine:
 
     pass_ms: float
     row_ms: float = 0.0
-    measured: tuple[tuple[int, float], ...] = ()
+    measured: tuple[tuple[float, float], ...] = ()
 
     def time_ms(self, rows: int) -> float:
         if self.measured:
             known, times_ms = zip(*self.measured, strict=True)
             return float(np.interp(rows, known, times_ms))
         return self.pass_ms + self.row_ms * max(0, rows - 1)
+
+    def shared(self, requests: int) -> "Machine":
+        """As one of so many requests sees it when all are in step, each with as many rows."""
+        return replace(
+            self,
+            row_ms=requests * self.row_ms,
+            measured=tuple((rows / requests, ms) for rows, ms in self.measured),
+        )
 
 
 REMOTE_SHAPE = GrowthShape(
