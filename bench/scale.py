@@ -17,7 +17,7 @@ import typer
 
 from bench import scale_report
 from bench.machine import describe
-from bench.scale_costs import WIDER, WIDTH, WIDTHS, messages, slots
+from bench.scale_costs import BATCH_RTT_MS, WIDER, WIDTH, WIDTHS, batches, messages, slots
 from bench.scale_world import HOT, REGIONS, Cost, Settings, World, round_trip_ms
 from wanspec_kernels.verifier.endpoint import EndpointConfig
 
@@ -84,6 +84,7 @@ def study(workers: int, tokens: int, seeds: int) -> dict[str, Any]:
     began = time.perf_counter()
     with ProcessPoolExecutor(workers) as pool:
         found = slots(tokens, seeds, pool.map)
+        together = batches(tokens // 2, seeds, pool.map)
         typer.echo(f"slot times: {time.perf_counter() - began:.0f} s")
         sent = [messages(width) for width in WIDTHS]  # alone: it is timed
         jobs = [
@@ -105,6 +106,7 @@ def study(workers: int, tokens: int, seeds: int) -> dict[str, Any]:
         "settings": settings,
         "regions": [asdict(r) | {"rtt_ms": round_trip_ms(REGIONS[HOT], r)} for r in REGIONS],
         "slots": found,
+        "batches": {"round_trip_ms": BATCH_RTT_MS, "runs": together},
         "messages": sent,
         "seats_allowed": seats_allowed(found),
         "seats_asked": SEATS_ASKED,

@@ -29,9 +29,12 @@ WIDTH = 16  # nodes a drafter expands for a request in a pass: what `wanspec-dra
 WIDER = 64
 ROUND_TRIPS_MS = (4.0, 12.0, 25.0, 40.0, 60.0, 90.0, 130.0, 180.0, 240.0)
 WIDTHS = (16, 32, 64, 128)
+BATCHES = (1, 4, 8)  # requests at a time
+BATCH_RTT_MS = 12.0
 REPEATS = 15
 
 Result = TypeVar("Result")
+Mapped = Callable[[Callable[[Scenario], Measures], list[Scenario]], Iterable[Measures]]
 
 
 def scenario(tokens: int, seed: int) -> Scenario:
@@ -47,7 +50,7 @@ def drafter(round_trip_ms: float, width: int = WIDTH) -> DrafterProfile:
 def slots(
     tokens: int,
     seeds: int,
-    mapped: Callable[[Callable[[Scenario], Measures], list[Scenario]], Iterable[Measures]] = map,
+    mapped: Mapped = map,
 ) -> dict[str, Any]:
     """Slot time a token: at home, best fixed tree and default policy, and by width and distance."""
     tuned = best_tree(scenario(tokens, 0))
@@ -86,6 +89,19 @@ def _summary(runs: list[Measures], against: list[Measures]) -> dict[str, float]:
     for name in ("hot_ms", "latency_ms", "local_passes", "tokens_per_pass", "drafts_per_s"):
         found[name] = fmean(getattr(run, name) for run in runs)
     return found | {"up_mbit": fmean(run.up_mbit for run in runs)}
+
+
+def batches(tokens: int, seeds: int, mapped: Mapped = map) -> list[dict[str, float]]:
+    """What a slot's time leaves out: requests at one target that wait for each other's passes."""
+    near = drafter(BATCH_RTT_MS)
+    here = [scenario(tokens, seed) for seed in range(1, seeds + 1)]
+    every = [replace(s, drafters=(near,), requests=count) for count in BATCHES for s in here]
+    runs = list(mapped(measure, every))
+    by_count = [runs[i : i + seeds] for i in range(0, len(runs), seeds)]
+    return [
+        {"requests": count, "latency_ms": fmean(run.latency_ms for run in row)}
+        for count, row in zip(BATCHES, by_count, strict=True)
+    ]
 
 
 def messages(width: int, tokens: int = 200) -> dict[str, float]:

@@ -22,8 +22,8 @@ def write(results: dict[str, Any]) -> None:
     figure(results, FIGURE)
     before, rest = DOCUMENT.read_text().split(START)
     _, after = rest.split(END)
-    parts = [about(results), slot_table(results), message_table(results), paper(results)]
-    parts += [day_table(results)]
+    parts = [about(results), slot_table(results), batch_line(results), message_table(results)]
+    parts += [paper(results), day_table(results)]
     DOCUMENT.write_text(f"{before}{START}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}")
 
 
@@ -54,6 +54,17 @@ def slot_table(results: dict[str, Any]) -> str:
             f"| {entry['capacity']:.2f}× ± {2 * entry['capacity_error']:.2f} |"
         )
     return "\n".join(lines)
+
+
+def batch_line(results: dict[str, Any]) -> str:
+    batches = results["batches"]
+    latencies = ", ".join(
+        f"{run['latency_ms']:.2f} ms with {run['requests']}" for run in batches["runs"]
+    )
+    return (
+        f"Requests at one target wait for each other's passes; latency of a token at "
+        f"{batches['round_trip_ms']:.0f} ms by how many there are: {latencies}."
+    )
 
 
 def message_table(results: dict[str, Any]) -> str:
