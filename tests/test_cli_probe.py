@@ -37,7 +37,8 @@ def test_serve_and_link_meet_and_a_record_is_written(tmp_path):
     assert (record.name, len(record.up_ms) + record.lost) == ("uni", 15)
 
 
-def test_an_endpoint_that_is_not_there_is_recorded_and_reported(tmp_path):
+def test_an_endpoint_that_is_not_there_is_recorded_and_reported(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
     path = tmp_path / "endpoints.jsonl"
     options = ["--model", "m", "--region", "north", "--output", str(path), "--timeout-s", "2"]
     url = "http://127.0.0.1:9/v1"

@@ -153,7 +153,7 @@ def test_an_endpoint_that_drips_forever_is_left_in_time():
         gone = asyncio.Event()
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        async with server, httpx2.AsyncClient() as client:
+        async with server, httpx2.AsyncClient(trust_env=False) as client:
             question = Question(f"http://127.0.0.1:{port}/v1", "m", "here")
             record = await ask(client, question, key=None, timeout_s=0.3)
             await asyncio.wait_for(gone.wait(), 10)
@@ -169,7 +169,7 @@ def test_nobody_there_is_an_error_of_the_record():
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
 
     async def main():
-        async with httpx2.AsyncClient() as client:
+        async with httpx2.AsyncClient(trust_env=False) as client:
             return await ask(client, Question(url, "m", "here"), key=None)
 
     assert "ConnectError" in asyncio.run(main()).error

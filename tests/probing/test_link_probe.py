@@ -52,7 +52,7 @@ def test_an_emulated_link_is_measured_as_what_it_is(keys):
                 one_way_delay_ms=15.0, jitter_ms=8.0, bandwidth_mbit=40.0, seed=1,
             )  # fmt: skip
             async with link:
-                pacing = Pacing(draft_bytes(), seconds=1.5, interval_ms=10.0)
+                pacing = Pacing(draft_bytes(), seconds=0.9, interval_ms=6.0)
                 return await asyncio.to_thread(probe, keys, f"tcp://127.0.0.1:{link.port}", pacing)
 
     record = asyncio.run(main())

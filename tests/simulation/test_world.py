@@ -113,10 +113,10 @@ def test_measured_delays_are_played_back_in_order_and_both_ways_at_once():
 
 
 def test_a_link_that_stalled_when_measured_slows_a_run(trace):
-    calm = LinkProfile(10.0, up_ms=(0.0,) * 50, down_ms=(0.0,) * 50)
-    rough = replace(calm, up_ms=(0.0,) * 25 + (150.0,) * 25)
+    calm = LinkProfile(10.0, up_ms=(0.0,) * 50, down_ms=(0.0,) * 50, measured_every_ms=4.0)
+    rough = replace(calm, up_ms=(0.0,) * 25 + (80.0,) * 25)
     found = [
-        measure(Scenario(trace, (DrafterProfile(link),), policy=NeverLocal(), tokens=120))
+        measure(Scenario(trace, (DrafterProfile(link),), policy=NeverLocal(), tokens=60))
         for link in (LinkProfile(10.0), calm, rough)
     ]
     assert found[0] == found[1]
@@ -128,7 +128,7 @@ def test_a_drafter_with_a_better_model_serves_better(trace):
     small = generate(0.7)
     link = LinkProfile(30.0)
     found = [
-        measure(Scenario(small, (drafter,), policy=NeverLocal(), tokens=100))
+        measure(Scenario(small, (drafter,), policy=NeverLocal(), tokens=50))
         for drafter in (
             DrafterProfile(link),
             DrafterProfile(link, trace=small),

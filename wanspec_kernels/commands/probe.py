@@ -136,9 +136,11 @@ def endpoint(
     from wanspec_kernels.probing.endpoint import EndpointRefused, Question, ask
     from wanspec_kernels.probing.records import EndpointRecord, append
 
+    key = os.environ.get(key_env, "").strip()
+
     async def one() -> EndpointRecord:
         async with httpx2.AsyncClient(timeout=httpx2.Timeout(timeout_s)) as client:
-            return await ask(client, question, key=os.environ.get(key_env), timeout_s=timeout_s)
+            return await ask(client, question, key=key or None, timeout_s=timeout_s)
 
     try:
         question = Question(url, model, region, max_tokens=max_tokens, chat=chat)
