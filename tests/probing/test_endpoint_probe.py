@@ -163,6 +163,16 @@ def test_an_endpoint_that_drips_forever_is_left_in_time():
     assert record.error == "nothing more within 0.3 s"
 
 
+def test_a_key_that_cannot_be_sent_is_refused_without_showing_it():
+    async def main():
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            await ask(client, Question("http://127.0.0.1:9", "m", "here"), key=f"{KEY}\nx")
+
+    with pytest.raises(ValueError, match="printable ASCII") as caught:
+        asyncio.run(main())
+    assert KEY not in str(caught.value)
+
+
 def test_nobody_there_is_an_error_of_the_record():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

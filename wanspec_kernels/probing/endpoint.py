@@ -80,7 +80,10 @@ async def ask(
 
     Raises:
         EndpointRefused: a status that asking again does not change, such as 401.
+        ValueError: the key cannot be sent.
     """
+    if key and not (key.isascii() and key.isprintable()):
+        raise ValueError("API key: expected printable ASCII")  # and never a word of it
     at, began = now(), clock()
     times_ms: list[float] = []  # of chunks with text
     tokens: int | None = None
