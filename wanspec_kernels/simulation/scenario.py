@@ -39,13 +39,7 @@ class Machine:
         )
 
 
-REMOTE_SHAPE = GrowthShape(
-    width=128,
-    max_children=16,
-    max_root_children=16,
-    min_probability=0.002,
-    min_path_probability=0.0005,
-)
+REMOTE_SHAPE = GrowthShape.wide()
 HOME_SHAPE = GrowthShape(
     width=16,
     min_share=0.08,
