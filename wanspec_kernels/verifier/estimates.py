@@ -6,6 +6,9 @@ from statistics import median
 
 from wanspec_kernels.confidence import Calibration
 
+CO_LOCATED_PASSES = 16
+MAX_ROUND_PASSES = 4.0  # of the target; what a round took beyond is no pace but a pause
+
 
 @dataclass(slots=True)
 class Pace:
@@ -45,6 +48,7 @@ class Estimates:
     prior_coverage: float = 0.85
     prior_levels: float = 8.0
     fading: float = 0.98  # a target pass
+    co_located_luck: float = 1.08
     target_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     home_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))  # a draft pass
     home_retry: float = 50.0  # a sample is forgotten after so many times its own duration
@@ -85,6 +89,22 @@ class Estimates:
         prior_ms = 4 * 1.3 * self.target_pass_ms  # four rounds of co-located speculation
         return (16.0 + self._round_tokens) / max(1e-3, prior_ms + self._round_ms)
 
+    @property
+    def co_located_tokens_per_ms(self) -> float:
+        """What fixed rounds of home passes and a target pass would bring, at their best.
+
+        Levels are accepted as those of late were. That of all levels have the mean's chance is
+        unkind to co-located speculation, whose lucky runs are long: hence `co_located_luck`.
+        """
+        best = tokens = 0.0
+        ms, level = self.target_pass_ms, 1.0
+        for _ in range(CO_LOCATED_PASSES + 1):
+            tokens += level
+            best = max(best, tokens / ms)
+            level *= self.acceptance
+            ms += self.home_pass_ms
+        return self.co_located_luck * best
+
     def pace(self, source: int) -> Pace:
         return self.paces.setdefault(source, Pace())
 
@@ -106,6 +126,7 @@ class Estimates:
         self, tokens: int, ms: float, followed: int, left: int, home_passes: int = 0
     ) -> None:
         """Of the round's tokens the pool had followed some and not had others."""
+        ms = min(ms, MAX_ROUND_PASSES * self.target_pass_ms)
         self._round_passes = self.fading * self._round_passes + home_passes
         self._round_tokens = self.fading * self._round_tokens + tokens
         self._round_ms = self.fading * self._round_ms + ms

@@ -107,7 +107,7 @@ class ExpectedGain:
 
     def _made_enough(self, view: View) -> bool:
         """Home has made the passes that so near a remote leaves it."""
-        if view.reply_ms is None:
+        if view.reply_ms is None or view.behind_ms > 0:
             return False
         far = view.reply_ms / view.target_pass_ms
         if far > 1.0 and not view.verifying:
@@ -128,7 +128,7 @@ class ExpectedGain:
         if view.home_passes is not None:
             left = min(levels, self.max_home_passes - view.home_passes)
             # Where no remote serves, a pass saved at home is saved by nobody.
-            nobody_serves = view.reply_ms is None or self._is_far(view)
+            nobody_serves = view.reply_ms is None or view.behind_ms > 0 or self._is_far(view)
             price = 0.0 if nobody_serves else self.pass_price
             cost = view.tokens_per_ms * view.home_pass_ms + price
             gain, mass = 0.0, view.open_mass
