@@ -1,11 +1,12 @@
 """`wanspec-drafter` with passes of a stated time: another machine's, whatever this one's.
 
-python -m bench.paced_drafter --pass-ms 40 [--wide] <options of wanspec-drafter>
+python -m bench.paced_drafter --pass-ms 40 [--width 48] <options of wanspec-drafter>
 """
 
 import argparse
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import drafter.main
@@ -36,10 +37,10 @@ class PacedSession(Session):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pass-ms", type=float, required=True)
-    parser.add_argument("--wide", action="store_true", help="the shape of the simulator's remotes")
+    parser.add_argument("--width", type=int, help="rows a pass, in the simulator's remotes' shape")
     options, rest = parser.parse_known_args()
     sessions: list[PacedSession] = []
-    shape = REMOTE_SHAPE if options.wide else GrowthShape()
+    shape = replace(REMOTE_SHAPE, width=options.width) if options.width else GrowthShape()
 
     def paced(*args: object, **more: object) -> PacedSession:
         make = partial(PacedSession, pass_s=options.pass_ms / 1e3, shape=shape)

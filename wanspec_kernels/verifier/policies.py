@@ -77,6 +77,8 @@ class ExpectedGain:
     takes `far_passes`. Within one target pass it stops altogether. Without this the passes that
     always pay a little would be made even where a remote serves nearly as well. A remote farther
     away saves home nothing, so home drafts in turn with the target, as co-located speculation does.
+    All this holds while the request is no slower than co-located speculation would be, by estimate:
+    one that is behind counts on no remote, for a remote may be heard and near and of no use.
 
     Nothing is ever stuck: waits add up to at most `max_wait_fraction` of a target pass a round, a
     source that is overdue is not waited for, home passes a round are bounded, and what remains is
@@ -96,6 +98,8 @@ class ExpectedGain:
     least_home_share: float = 0.025  # and however near it is
 
     def decide(self, view: View) -> Decision:
+        if view.behind_ms > 0:
+            view = replace(view, reply_ms=None, arrivals=())
         if self._made_enough(view):
             view = replace(view, home_passes=None)
         return self._ahead(view) if view.verifying else self._now(view)
@@ -107,7 +111,7 @@ class ExpectedGain:
 
     def _made_enough(self, view: View) -> bool:
         """Home has made the passes that so near a remote leaves it."""
-        if view.reply_ms is None or view.behind_ms > 0:
+        if view.reply_ms is None:
             return False
         far = view.reply_ms / view.target_pass_ms
         if far > 1.0 and not view.verifying:
@@ -128,7 +132,7 @@ class ExpectedGain:
         if view.home_passes is not None:
             left = min(levels, self.max_home_passes - view.home_passes)
             # Where no remote serves, a pass saved at home is saved by nobody.
-            nobody_serves = view.reply_ms is None or view.behind_ms > 0 or self._is_far(view)
+            nobody_serves = view.reply_ms is None or self._is_far(view)
             price = 0.0 if nobody_serves else self.pass_price
             cost = view.tokens_per_ms * view.home_pass_ms + price
             gain, mass = 0.0, view.open_mass
