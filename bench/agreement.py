@@ -257,7 +257,7 @@ def mean(found: list[Measured]) -> Measured:
 def main(
     draw: Annotated[bool, typer.Option("--draw", help="From the stored data only.")] = False,
     tokens: int = 250,
-    texts: int = 3,
+    texts: int = 2,
     scale: Annotated[float, typer.Option(help="Of all times; 1 is a target pass of 30 ms.")] = 10.0,
     seeds: Annotated[int, typer.Option(help="Simulated runs of each text.")] = 2,
     case: Annotated[list[str] | None, typer.Option(help="Only these; nothing is stored.")] = None,

@@ -103,6 +103,8 @@ class Result:
     recovery_ms: float | None
     remote_tokens: int  # accepted after everything was whole again
     commits_after: int  # and target passes since then
+    remote_tokens_before: int
+    num_generations: int  # more than one: the verifier was restarted
 
 
 async def decode(
@@ -116,6 +118,7 @@ async def decode(
 ) -> Result:
     """One text, with a drafter if there is a link, and faults from `STRIKES_AFTER` of it on."""
     output: list[int] = []
+    remote_before: list[int] = []
     remote_after: list[int] = []
     elapsed_s = 0.0
     async with AsyncExitStack() as stack:
@@ -129,8 +132,8 @@ async def decode(
             nonlocal striking
             output.extend(token_ids)
             record.committed.append(time.monotonic())
-            if record.mended is not None:
-                remote_after.append(sum(source not in (None, HOME) for source in sources))
+            remote = sum(source not in (None, HOME) for source in sources)
+            (remote_before if record.mended is None else remote_after).append(remote)
             if drafter is not None and striking is None and len(output) > STRIKES_AFTER * tokens:
                 striking = asyncio.create_task(strike(faults, drafter, restarting.set, record))
 
@@ -161,6 +164,8 @@ async def decode(
         record.recovery_ms(),
         sum(remote_after),
         len(remote_after),
+        sum(remote_before),
+        len(record.began),
     )
 
 

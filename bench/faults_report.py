@@ -47,6 +47,11 @@ def _section(results: dict[str, Any]) -> str:
             f" very text and one bounded wait; mean {v['mean_ratio']:.3f}×, 95th percentile"
             f" {v['p95_ratio']:.3f}×, worst {v['worst_ratio']:.3f}×.",
             "",
+            "Longest of 20 recoveries in virtual time, from when a link is whole to the first draft"
+            " that knows the text as it was then: "
+            + "; ".join(f"{name}: {ms:.0f} ms" for name, ms in v["recoveries"].items())
+            + ".",
+            "",
             "",
         ]
     )

@@ -1,11 +1,15 @@
 """Random faults in virtual time: text, time beside co-located speculation, and recovery."""
 
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import replace
 from random import Random
 from typing import Any
 
+import simpy
+
 from drafter.growth import GrowthShape
+from wanspec_kernels.protocol import Draft
 from wanspec_kernels.simulation.faults import KINDS, Faults
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
@@ -13,6 +17,7 @@ from wanspec_kernels.simulation.synthetic import generate
 from wanspec_kernels.simulation.trace import Trace
 from wanspec_kernels.simulation.world import World
 from wanspec_kernels.verifier.policies import AlwaysLocal
+from wanspec_kernels.verifier.pool import HOME, Outcome
 
 SHAPE = GrowthShape(width=6, max_children=3)
 CO_LOCATED = (4, 6, 8, 10)  # passes a round; the best of them is what a request is held against
@@ -62,6 +67,41 @@ def against_co_located(trace: Trace, seed: int, tokens: int) -> tuple[float, flo
     return run.elapsed_ms, co_located_ms(one), run.token_ids == run.expected_ids
 
 
+def recovery_ms(trace: Trace, seed: int, kind: str, round_trip_ms: float) -> float:
+    """From when a link is whole again to the first draft that knows the text as it was then.
+
+    `kind` "stall": nothing gets through for 2 s. "redial": the connection is lost, and begins anew.
+    """
+    drafter = DrafterProfile(LinkProfile(round_trip_ms), shape=SHAPE)
+    world = World(Scenario(trace, (drafter,), home_shape=SHAPE, tokens=400, seed=seed))
+    remote, generation = world.remotes[0], world.servings[1].generation
+    offer, heard = generation.offer, list[float]()
+    back_ms, length = 2500.0, 0
+
+    def watch(source: int, draft: Draft, now: float) -> Outcome:
+        if source != HOME and length and draft.base_length >= length:
+            heard.append(now)
+        return offer(source, draft, now)
+
+    def faults() -> Generator[simpy.Event, Any, None]:
+        nonlocal length
+        yield world.env.timeout(500.0)
+        if kind == "stall":
+            for way in (remote.up, remote.down):
+                way.stall(back_ms)
+        else:
+            remote.disconnect()
+        yield world.env.timeout(back_ms - 500.0)
+        length = generation.pool.length
+        if kind == "redial":
+            remote.reconnect(7)
+
+    generation.offer = watch  # type: ignore[method-assign]
+    world.env.process(faults())
+    world.run()
+    return heard[0] - back_ms
+
+
 def study(schedules: int, tokens: int = 120) -> dict[str, Any]:
     trace = generate(0.8, positions=1024, texts=4)
     counts: Counter[str] = Counter()
@@ -73,7 +113,15 @@ def study(schedules: int, tokens: int = 120) -> dict[str, Any]:
         counts += faults.counts
     times = [against_co_located(trace, seed, tokens) for seed in range(schedules // 4)]
     ratios = sorted(ours / theirs for ours, theirs, _ in times)
+    recoveries = {
+        f"{kind}, {round_trip_ms:g} ms": max(
+            recovery_ms(trace, seed, kind, round_trip_ms) for seed in range(20)
+        )
+        for kind in ("stall", "redial")
+        for round_trip_ms in (20.0, 40.0, 100.0)
+    }
     return {
+        "recoveries": recoveries,
         "schedules": schedules,
         "exact": exact,
         "faults": dict(counts),
