@@ -30,6 +30,7 @@ bench: .venv/bench.stamp
 	$(BIN)/python -m pytest bench --benchmark-only -rs
 	$(BIN)/python -m bench.peers
 	$(BIN)/python -m bench.attention_peers
+	$(BIN)/python -m bench.target_pass
 
 cuda: .venv/dev.stamp
 	WANSPEC_BUILD_CUDA=1 $(PIP) --no-build-isolation --no-deps -e .

@@ -11,8 +11,16 @@ from wanspec_kernels.attention import tree_attention
 from wanspec_kernels.attention.reference import visible_slots
 from wanspec_kernels.tree import DraftTree
 
-HEADS, KV_HEADS, DIM, PAGE_SIZE = 32, 8, 128, 16
-ELEMENT_BYTES = 2  # bf16
+
+@dataclass(frozen=True)
+class Layout:
+    """Of one layer's attention, and of its cache."""
+
+    heads: int = 32
+    kv_heads: int = 8
+    dim: int = 128
+    page_size: int = 16
+    dtype: torch.dtype = torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,14 @@ class AttentionCase:
     @property
     def bytes_read(self) -> int:
         """Keys and values, each once."""
-        return sum(self.slots) * 2 * KV_HEADS * DIM * ELEMENT_BYTES
+        entry = self.k_pages[0, 0]
+        return sum(self.slots) * 2 * entry.numel() * entry.element_size()
 
     @property
     def operations(self) -> int:
         """Of both products."""
-        return sum(4 * HEADS * n * s * DIM for n, s in zip(self.nodes, self.slots, strict=True))
+        _, heads, dim = self.query.shape
+        return sum(4 * heads * n * s * dim for n, s in zip(self.nodes, self.slots, strict=True))
 
     def visible(self, b: int) -> Tensor:
         """[nodes, slots] bool of tree b: the whole context, ancestors and the node itself."""
@@ -61,9 +71,14 @@ class AttentionCase:
 
 
 def make_case(
-    nodes: list[int], contexts: list[int], device: torch.device, seed: int = 0, kind: str = "random"
+    nodes: list[int],
+    contexts: list[int],
+    device: torch.device,
+    seed: int = 0,
+    kind: str = "random",
+    layout: Layout = Layout(),
 ) -> AttentionCase:
-    """`kind`: "random" (as best-first growth gives), "chain" or "star"."""
+    """`kind`: "random" (as best-first growth gives), "chain" or "star". On a CPU in float32."""
     host = random.Random(seed)
     trees = []
     for b, n in enumerate(nodes):
@@ -77,21 +92,21 @@ def make_case(
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        dtype = layout.dtype if device.type == "cuda" else torch.float32
         return torch.randn(shape, device=device, generator=generator).to(dtype)
 
-    counts = [-(-(c + n) // PAGE_SIZE) for c, n in zip(contexts, nodes, strict=True)]
+    counts = [-(-(c + n) // layout.page_size) for c, n in zip(contexts, nodes, strict=True)]
     order = list(range(sum(counts)))
     host.shuffle(order)
     table = torch.full((len(nodes), max(counts)), -1, dtype=torch.int32)
     for b, count in enumerate(counts):
         table[b, :count] = torch.tensor([order.pop() for _ in range(count)])
-    pages = (sum(counts), PAGE_SIZE, KV_HEADS, DIM)
+    pages = (sum(counts), layout.page_size, layout.kv_heads, layout.dim)
     return AttentionCase(
         nodes,
         contexts,
         tree,
-        normal(sum(nodes), HEADS, DIM),
+        normal(sum(nodes), layout.heads, layout.dim),
         normal(*pages),
         normal(*pages),
         table.to(device),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench.attention_cases import DIM, HEADS, KV_HEADS, PAGE_SIZE, AttentionCase
+from bench.attention_cases import AttentionCase
 from bench.peer_adapters import NotInstalled
 
 Call = Callable[[], Tensor]
@@ -32,9 +32,11 @@ def _flashinfer(case: AttentionCase, is_causal: bool) -> Call:
     except ImportError as error:
         raise NotInstalled(f"flashinfer: {error}") from error
     device = case.query.device
-    counts = torch.tensor([-(-s // PAGE_SIZE) for s in case.slots])
+    _, heads, dim = case.query.shape
+    _, page_size, kv_heads, _ = case.k_pages.shape
+    counts = torch.tensor([-(-s // page_size) for s in case.slots])
     indices = [case.page_table[b, :n] for b, n in enumerate(counts.tolist())]
-    last = torch.tensor([(s - 1) % PAGE_SIZE + 1 for s in case.slots], dtype=torch.int32)
+    last = torch.tensor([(s - 1) % page_size + 1 for s in case.slots], dtype=torch.int32)
     page_indptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).int()
     mask = None
     if not is_causal:
@@ -46,10 +48,10 @@ def _flashinfer(case: AttentionCase, is_causal: bool) -> Call:
         page_indptr.to(device),
         torch.cat(indices),
         last.to(device),
-        HEADS,
-        KV_HEADS,
-        DIM,
-        PAGE_SIZE,
+        heads,
+        kv_heads,
+        dim,
+        page_size,
         custom_mask=mask,
         causal=is_causal,
         q_data_type=case.query.dtype,

@@ -10,6 +10,7 @@ error of the whole output) before it is timed. Needs a CUDA device.
 import random
 import sys
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
@@ -20,7 +21,7 @@ import typer
 from torch import Tensor
 
 from bench import machine, table
-from bench.attention_cases import make_case
+from bench.attention_cases import AttentionCase, Layout, make_case
 from bench.attention_peer_adapters import PEERS
 from bench.peer_adapters import NotInstalled
 from bench.timing import copy_bandwidth, time_calls
@@ -35,6 +36,18 @@ SHAPES = (
     (64, 64, 4096),
     (64, 8, 8192),
 )
+# Of other models and caches, on 8 trees of 64 nodes; by ours alone.
+LAYOUTS = {
+    "dim 64": Layout(dim=64),
+    "dim 256": Layout(dim=256),
+    "fp16": Layout(dtype=torch.float16),
+    "pages of 64": Layout(page_size=64),
+    "pages of 256": Layout(page_size=256),
+    "32 kv heads, 32 heads": Layout(kv_heads=32),
+    "8 kv heads, 64 heads": Layout(heads=64),
+    "2 kv heads, 32 heads": Layout(kv_heads=2),
+}
+USUAL = Layout()
 MAX_ERROR = 5e-3
 MATRIX_SIZE = 8192
 
@@ -73,14 +86,14 @@ def main(
     typer.echo(table.heading(results))
     chosen = peers.split(",")
     started = time.monotonic()
-    for name, nodes, contexts, kind in rows():
+    for shape in rows():
         if limit and time.monotonic() - started > limit:
-            results["skipped"]["rows"] = f"from {name} on: not reached within {limit:g} s"
+            results["skipped"]["rows"] = f"from {shape.name} on: not reached within {limit:g} s"
             break
-        row = run_row(name, nodes, contexts, kind, device, chosen, seconds, results["skipped"])
+        row = run_row(shape, device, chosen, seconds, results["skipped"])
         results["rows"].append(row)
         cells = " | ".join(f"{n} {table.cell(e)}" for n, e in row["entries"].items())
-        typer.echo(f"{time.monotonic() - started:6.1f} s  {name:34} {cells}")
+        typer.echo(f"{time.monotonic() - started:6.1f} s  {shape.name:34} {cells}")
         if out is not None:
             table.save(results, out)  # after every row: a run may be cut short
     if out is not None:
@@ -90,42 +103,52 @@ def main(
         raise typer.Exit(1)
 
 
-def rows() -> list[tuple[str, list[int], list[int], str]]:
-    """Name, nodes, contexts and kind of trees; the judged table first."""
-    found = [(f"{b} × {n}, {c:,}", [n] * b, [c] * b, "random") for b, n, c in SHAPES]
+@dataclass(frozen=True)
+class Shape:
+    """A row of the table."""
+
+    name: str
+    nodes: list[int]
+    contexts: list[int]
+    kind: str = "random"
+    layout: Layout = USUAL
+
+
+def rows() -> list[Shape]:
+    """The judged table first."""
+    found = [Shape(f"{b} × {n}, {c:,}", [n] * b, [c] * b) for b, n, c in SHAPES]
     host = random.Random(3)
     nodes = [host.randrange(1, 65) for _ in range(64)]
     contexts = [int(100 * 320 ** host.random()) for _ in nodes]  # 100 to 32,000
     mean = round(sum(nodes) / len(nodes))
     # Regular trees with as many keys and values, and as many scores.
     context = round(sum(n * c for n, c in zip(nodes, contexts, strict=True)) / sum(nodes))
-    found.append((f"64 × 1–64, 100–32,000 ({context:,} on average)", nodes, contexts, "random"))
-    found.append((f"64 × {mean}, {context:,}", [mean] * 64, [context] * 64, "random"))
-    found += [(f"8 × 64, 8,192, {kind}", [64] * 8, [8192] * 8, kind) for kind in ("chain", "star")]
+    found.append(Shape(f"64 × 1–64, 100–32,000 ({context:,} on average)", nodes, contexts))
+    found.append(Shape(f"64 × {mean}, {context:,}", [mean] * 64, [context] * 64))
+    eight = ("8 × 64, 8,192, ", [64] * 8, [8192] * 8)
+    found += [Shape(eight[0] + kind, *eight[1:], kind=kind) for kind in ("chain", "star")]
+    found += [Shape(eight[0] + name, *eight[1:], layout=item) for name, item in LAYOUTS.items()]
     return found
 
 
 def run_row(
-    name: str,
-    nodes: list[int],
-    contexts: list[int],
-    kind: str,
-    device: torch.device,
-    peers: list[str],
-    seconds: float,
-    skipped: dict[str, str],
+    shape: Shape, device: torch.device, peers: list[str], seconds: float, skipped: dict[str, str]
 ) -> dict[str, Any]:
     """Check and time everything on one row; what fails is recorded, not raised."""
-    first = make_case(nodes, contexts, device, 0, kind)
+
+    def case(seed: int) -> AttentionCase:
+        return make_case(shape.nodes, shape.contexts, device, seed, shape.kind, shape.layout)
+
+    first = case(0)
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     sets = min(24, ceil(2.5 * cache / first.bytes_read))
-    cases = [first, *(make_case(nodes, contexts, device, s, kind) for s in range(1, sets))]
+    cases = [first, *(case(seed) for seed in range(1, sets))]
     oracle = first.attend("reference").double()
     entries: dict[str, Any] = {}
     for backend in OURS:
         calls = [lambda case=case, backend=backend: case.attend(backend) for case in cases]
         entries[backend] = _entry(calls, oracle, device, seconds)
-    for peer in PEERS:
+    for peer in PEERS if shape.layout == USUAL else ():
         if peer.name not in peers:
             continue
         try:
@@ -137,7 +160,7 @@ def run_row(
         except Exception as error:
             entries[peer.name] = {"status": f"failed: {table.brief(error)}"}
     return {
-        "name": name,
+        "name": shape.name,
         "bytes": first.bytes_read,
         "operations": first.operations,
         "sets": sets,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.attention_cases import HEADS, KV_HEADS, make_case
+from bench.attention_cases import Layout, make_case
 from bench.conftest import backend_or_skip, shapes
 from wanspec_kernels.attention import tree_attention
 
@@ -12,12 +12,12 @@ CPU_SHAPES = [(1, 32, 512)]
 OPTIONS = {
     "window": {"window": 128},  # as gpt-oss has it
     "softcap": {"softcap": 50.0},
-    "sinks": {"sinks": torch.zeros(HEADS)},
-    "float8": {"k_scale": torch.full((KV_HEADS,), 0.02), "v_scale": torch.full((KV_HEADS,), 0.02)},
+    "sinks": {"sinks": torch.zeros(Layout.heads)},
+    "float8": dict.fromkeys(("k_scale", "v_scale"), torch.full((Layout.kv_heads,), 0.02)),
 }
 
 
-@pytest.mark.parametrize("backend", ["triton", "sdpa"])
+@pytest.mark.parametrize("backend", ["cuda", "triton", "sdpa"])
 @pytest.mark.parametrize(("batch", "num_nodes", "context"), shapes(CPU_SHAPES, GPU_SHAPES))
 def test_tree_attention(timed, device, batch, num_nodes, context, backend):
     _check_and_time(timed, device, batch, num_nodes, context, backend)

@@ -53,6 +53,20 @@ def time_calls(calls: Sequence[Call], device: torch.device, seconds: float = 0.5
     return _summary(samples, eager, "graph")
 
 
+def time_queued(call: Call, seconds: float = 0.5) -> Timing:
+    """Time a call that cannot be captured, as it replays a graph: events around calls in a queue
+    before the device."""
+    samples = _events(call, 1, seconds)
+    return _summary(samples, statistics.median(samples), "events", "it replays a graph")
+
+
+def time_launched(call: Call, seconds: float = 0.5) -> Timing:
+    """Time a call as its caller waits for it, launched from Python."""
+    call()
+    samples = _wall([call], torch.device("cuda"), seconds)
+    return _summary(samples, statistics.median(samples), "wall", "not asked for")
+
+
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes read and written a second by a large elementwise kernel on the device.
 

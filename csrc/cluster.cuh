@@ -127,11 +127,9 @@ class Cluster {
 
   // Followed by wait_for_start(), before anything is sent.
   __device__ explicit Cluster(ClusterBuffers& buffers)
-      : rank(special_register_rank()), size(special_register_size()), buffers_(buffers) {
-    if (threadIdx.x < 2) Mailbox::init(&buffers.arrived[threadIdx.x]);
-  }
+      : rank(special_register_rank()), size(special_register_size()), buffers_(buffers) {}
 
-  // Other blocks may send from here on; all this block's mailboxes have been initialised.
+  // Other blocks may send once this block's mailboxes have been initialised, as they are by now.
   __device__ void announce() const {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");

@@ -148,6 +148,7 @@ __device__ inline int32_t test_draws(const DrawInputs& draws, const NodeDraws& h
     Interval lost = exactly(0.0);
     for (int32_t column = lane; column < draws.support; column += 32) {
       Interval& residual = buffers.residual[entries[column]];
+      if (residual.high == 0) continue;  // so no two lanes write the one that all padding shares
       const double share = static_cast<double>(weight_of(column)) / total;
       const Interval before = residual;
       lost.low += before.low - fmax(before.low - share * mass.low, 0.0);

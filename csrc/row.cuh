@@ -94,7 +94,7 @@ class RowSlice {
 
  public:
   // `slice` has room for tokens_of_block() logits, 128-byte aligned, and `noise` for a number a
-  // vector of them.
+  // vector of them. The kMaxStages `barriers` are initialised by others, before load().
   __device__ RowSlice(Logit* slice, uint16_t* noise, uint64_t* barriers, const Cluster& cluster,
                       int32_t vocab)
       : slice_(slice),
@@ -106,7 +106,6 @@ class RowSlice {
         chunk_bits_(log2_of(chunk_)),
         stripe_bits_(log2_of(chunk_ * cluster.size)),
         num_vecs_(static_cast<int32_t>(tokens_of_block(vocab, cluster.size)) / kVec) {
-    if (threadIdx.x < kMaxStages) Mailbox::init(&barriers[threadIdx.x]);
     const int32_t sweeps = (num_vecs_ * kVec + kSweep - 1) / kSweep;
     stage_ = (sweeps > kSweepsAtOnce ? (sweeps + kMaxStages - 1) / kMaxStages : sweeps) * kSweep;
     const int32_t from_here = vocab - rank_ * chunk_;

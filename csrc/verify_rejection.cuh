@@ -155,15 +155,9 @@ __device__ inline bool is_in_doubt(uint64_t winner, const NoiseKey& noise, int32
   return __syncthreads_or(doubt) != 0;
 }
 
-// The recovered token, or the bonus token if nothing was rejected; -1 if the mass, known roughly, does
-// not decide it.
-template <typename Logit>
-__device__ int32_t sample_residual(RowSlice<Logit>& row, const Request& request,
-                                   const Target& target, const NoiseKey& noise, int32_t num_entries,
-                                   Cluster& cluster, RejectionBuffers& buffers) {
-  if (request.inverse_temperature == 0.0f) return target.largest_token;
-  const float largest = value_of(target.largest_key);
-  const Sampler sampler{noise, request.inverse_temperature, largest, target.cutoff, largest, 0.0};
+// The best score of the thread's entries, for the least that the residual can be there.
+__device__ inline uint64_t best_of_entries(const NoiseKey& noise, int32_t num_entries,
+                                           const RejectionBuffers& buffers) {
   uint64_t best = 0;
   for (int32_t e = threadIdx.x; e < num_entries; e += kThreads) {
     const double least = buffers.residual[e].low;
@@ -171,49 +165,70 @@ __device__ int32_t sample_residual(RowSlice<Logit>& row, const Request& request,
     const uint32_t token = static_cast<uint32_t>(buffers.entry_tokens[e]);
     best = Max::combine(best, winner_key(residual_score(least, gumbel(token, noise)), token));
   }
+  return best;
+}
 
-  if (target.few >= 0) {
-    uint64_t mine = 0;
-    if (threadIdx.x < target.few) {
-      const WeighedCandidate& candidate = buffers.candidates.all[threadIdx.x];
-      const uint32_t token = static_cast<uint32_t>(candidate.token);
-      if (candidate.x >= target.cutoff) mine = winner_key(sampler.score(candidate.x, token), token);
-      bool outside = true;
-      for (int32_t e = 0; e < num_entries; ++e) {
-        outside &= buffers.entry_tokens[e] != candidate.token;
-      }
-      if (outside) best = Max::combine(best, mine);
+// Where few candidates hold all that is left of the target.
+__device__ inline int32_t sample_candidates(const Target& target, const Sampler& sampler,
+                                            int32_t num_entries, Cluster& cluster,
+                                            RejectionBuffers& buffers) {
+  uint64_t mine = 0;  // of the target
+  uint64_t best = best_of_entries(sampler.noise, num_entries, buffers);
+  if (threadIdx.x < target.few) {
+    const WeighedCandidate& candidate = buffers.candidates.all[threadIdx.x];
+    const uint32_t token = static_cast<uint32_t>(candidate.token);
+    if (candidate.x >= target.cutoff) mine = winner_key(sampler.score(candidate.x, token), token);
+    bool outside = true;
+    for (int32_t e = 0; e < num_entries; ++e) {
+      outside &= buffers.entry_tokens[e] != candidate.token;
     }
-    const Pair winners = cluster.over_block<Max, Max>(best, mine);
-    // Rounding can leave nothing; any token of the target's will do.
-    return static_cast<int32_t>(winner_token(winners.a != 0 ? winners.a : winners.b));
+    if (outside) best = Max::combine(best, mine);
   }
+  const Pair winners = cluster.over_block<Max, Max>(best, mine);
+  // Rounding can leave nothing; any token of the target's will do.
+  return static_cast<int32_t>(winner_token(winners.a != 0 ? winners.a : winners.b));
+}
 
-  const auto put_back = [&](bool entries) {
+// The recovered token, or the bonus token if nothing was rejected. Where the mass, known roughly, does
+// not decide it, it is summed, and `test` leaves the residual anew.
+template <typename Logit, typename Test>
+__device__ int32_t sample_residual(RowSlice<Logit>& row, const Request& request, Target& target,
+                                   const NoiseKey& noise, int32_t num_entries, Cluster& cluster,
+                                   RejectionBuffers& buffers, Test test) {
+  if (request.inverse_temperature == 0.0f) return target.largest_token;
+  const float largest = value_of(target.largest_key);
+  const Sampler sampler{noise, request.inverse_temperature, largest, target.cutoff, largest, 0.0};
+  if (target.few >= 0) return sample_candidates(target, sampler, num_entries, cluster, buffers);
+
+  const auto show_entries = [&](bool shown) {
     for (int32_t e = threadIdx.x; e < num_entries; e += kThreads) {
       const int32_t token = buffers.entry_tokens[e];
       const int32_t index = token >= 0 ? row.index_of(token) : -1;
-      if (index >= 0) row.set(index, entries ? buffers.entry_logits[e] : -INFINITY);
+      if (index >= 0) row.set(index, shown ? buffers.entry_logits[e] : -INFINITY);
     }
     __syncthreads();
   };
-  row.draw_noise(noise);
-  put_back(false);
-  best = cluster.over_block<Max>(best).a;
-  const auto best_of_row = [&]() {
+  const auto best_of_row = [&] {
     float largest_left;
     const Bounds bounds = row.find_bounds(sampler, nullptr, largest_left);
     return sample(row, bounds, largest_left, sampler, cluster, buffers.contenders).a;
   };
-  best = Max::combine(best, best_of_row());
-  if (target.is_rough() && is_in_doubt(best, noise, num_entries, buffers)) {
-    put_back(true);
-    return -1;
+  uint64_t best = best_of_entries(noise, num_entries, buffers);
+  row.draw_noise(noise);
+  show_entries(false);
+  best = cluster.over_block<Max>(best).a;
+  const uint64_t outside = best_of_row();  // whatever the mass is
+  best = Max::combine(best, outside);
+  const bool in_doubt = target.is_rough() && is_in_doubt(best, noise, num_entries, buffers);
+  if (in_doubt || best == 0) show_entries(true);
+  if (in_doubt) {
+    weigh_exactly(row, request.inverse_temperature, target, cluster);
+    test();
+    best = cluster.over_block<Max>(best_of_entries(noise, num_entries, buffers)).a;
+    best = Max::combine(best, outside);
   }
-  if (best == 0) {
-    put_back(true);
-    best = best_of_row();
-  }
+  // Rounding can leave nothing; any token of the target's will do.
+  if (best == 0) best = best_of_row();
   return static_cast<int32_t>(winner_token(best));
 }
 
@@ -270,15 +285,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (child < 0) {
       const NoiseKey noise = request.noise(path.depth, kResidualStream);
-      const auto recover = [&] {
-        return sample_residual(row, request, target, noise, here.num_entries, cluster, buffers);
-      };
-      int32_t token = recover();
-      if (token < 0) {
-        weigh_exactly(row, request.inverse_temperature, target, cluster);
-        test();
-        token = recover();
-      }
+      const int32_t token =
+          sample_residual(row, request, target, noise, here.num_entries, cluster, buffers, test);
       path.finish(token, 0);
       return;
     }

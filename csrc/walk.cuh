@@ -44,6 +44,8 @@ __host__ __device__ size_t shared_bytes(int32_t vocab, int32_t cluster) {
 // Mailboxes are ready once all blocks have passed here, and Cluster::wait_for_start().
 __device__ inline void start_cluster(WalkBuffers& buffers, const Cluster& cluster) {
   if (threadIdx.x == 0) {
+    for (uint64_t& barrier : buffers.barriers) Mailbox::init(&barrier);
+    for (uint64_t& barrier : buffers.cluster.arrived) Mailbox::init(&barrier);
     Mailbox::init(&buffers.candidates.arrived);
     Mailbox::init(&buffers.candidates.peaks_arrived);
     buffers.contenders.count = 0;

@@ -34,6 +34,17 @@ class GrowthShape:
     support: int = 32  # tokens a draw is made from, under `rejection`
     prompt_chunk: int = 256  # tokens of a text not yet seen that one pass takes
 
+    @classmethod
+    def wide(cls, width: int = 128) -> GrowthShape:
+        """For machines on which a pass over so many rows takes about as long as over one."""
+        return cls(
+            width,
+            max_children=16,
+            max_root_children=16,
+            min_probability=0.002,
+            min_path_probability=0.0005,
+        )
+
 
 class Growth:
     """Expands the likeliest nodes first and keeps, at a commit, exactly what hangs below it.

@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 import torch
 import typer
 
+from drafter.growth import GrowthShape
 from drafter.link import Link, Refused
 from drafter.model import DraftModel
 from drafter.session import Limits, Session
 from wanspec_kernels.keys import KeyFileError, load_public, load_secret
-from wanspec_kernels.protocol import MAX_REQUESTS, MAX_TREE_NODES
+from wanspec_kernels.protocol import MAX_DRAFT_NODES, MAX_REQUESTS, MAX_TREE_NODES
 from wanspec_kernels.vocabulary import format_fingerprint
 
 log = logging.getLogger("drafter")
@@ -56,6 +57,12 @@ def main(
     max_nodes: Annotated[
         int, typer.Option(min=1, max=MAX_TREE_NODES, help="Of one request's tree.")
     ] = 256,
+    width: Annotated[
+        int,
+        typer.Option(
+            min=1, max=MAX_DRAFT_NODES, help="Nodes of a tree that one pass expands; 128 on a GPU."
+        ),
+    ] = GrowthShape.width,
     verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
 ) -> None:
     """Dial a verifier and draft for it until SIGTERM or Ctrl-C.
@@ -89,8 +96,9 @@ def main(
         raise typer.BadParameter(str(error)) from None
     draft_model = _load(model, device, dtype, threads)
     limits = Limits(max_requests, max_nodes)
+    shape = GrowthShape.wide(width) if width > GrowthShape.width else GrowthShape(width)
     link = Link(
-        Session(draft_model, limits=limits),
+        Session(draft_model, limits=limits, shape=shape),
         endpoint=connect,
         secret=secret,
         server_public=server_public,

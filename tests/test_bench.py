@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench import table
+from bench import table, target_pass
 from bench.cases import MODES, RULES, accepted_case
+from bench.pass_split import parts_of
 
 ENTRY = {
     "status": "ok",
@@ -86,3 +87,45 @@ def test_a_case_accepts_its_depth(mode: str, rule: str) -> None:
     alone = case.at([1]).verify("reference")
     width = alone.token_ids.shape[1]
     assert alone.token_ids[0].tolist() == result.token_ids[1, :width].tolist()
+
+
+LAYER = (
+    ["reduce_kernel", "elementwise_kernel"]  # norm
+    + ["nvjet_sm90_q", "gemvx::kernel", "nvjet_sm90_v_splitK", "cublasLt::splitKreduce_kernel"]
+    + ["CatArrayBatchedCopy", "write_kernel", "tree_attention_kernel", "merge_splits_kernel"]
+    + ["nvjet_sm90_o", "triton_red_fused_add", "nvjet_sm90_gate", "silu_kernel", "nvjet_sm90_up"]
+    + ["elementwise_kernel", "nvjet_sm90_down", "elementwise_kernel"]
+)
+PARTS = (
+    ["norms"] * 2
+    + ["query", "key", "value", "value"]
+    + ["rotary", "key and value pages", "attention", "attention"]
+    + ["attention's output", "norms", "gate", "activation", "up", "activation", "down", "norms"]
+)
+
+
+def test_kernels_of_a_pass_find_their_parts() -> None:
+    last = ["elementwise_kernel", "nvjet_sm90_512x64", "cublasLt::splitKreduce_kernel"]
+    assert parts_of(LAYER * 2 + last) == PARTS * 2 + ["norms", "lm_head", "lm_head"]
+
+
+def pass_row(nodes: int, median_us: float) -> dict[str, Any]:
+    names = ["launched", "captured", "compiled"] + [target_pass.DECODING] * (nodes == 1)
+    entry = {"status": "ok", "identical": True, "relative_error": 1e-3}
+    entries = {n: entry | {"median_us": median_us * (i + 1)} for i, n in enumerate(names[::-1])}
+    return {"batch": 1, "nodes": nodes, "context": 2048, "entries": entries}
+
+
+def test_a_table_of_passes() -> None:
+    """The ratio is to the faster of both ways to decode."""
+    split = {"batch": 1, "nodes": 64, "entry": "compiled", "parts": {"gate": [5000.0, 32.0]}}
+    results = RESULTS | {
+        "attention": "cuda", "weight_bytes": 17e9, "embedding_bytes": 1e9, "splits": [split],
+        "rows": [pass_row(1, 5000.0), pass_row(64, 5500.0)],
+    }  # fmt: skip
+    lines = target_pass.markdown(results).splitlines()
+    assert "by this backend or by `triton`" in lines[2]
+    assert "take 4.00 ms" in lines[2]
+    assert "| 1 × 64, 2,048 | 5.00 | 5.50 | 1.10 | 15.00 | 11.00 | 0.73 | 16.50 |" in lines
+    assert "| gate | 5.00 (32) |" in lines
+    assert "| between kernels | 0.50 |" in lines

@@ -1,5 +1,6 @@
 """Puts a target, a home drafter and the drafters' socket together, for `generate` and `demo`."""
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,13 +11,16 @@ from drafter.home import HomeDrafter
 from drafter.model import DraftModel
 from wanspec_kernels.bundled import model_path
 from wanspec_kernels.keys import AllowList, Secret
-from wanspec_kernels.target import Target, TreeDecoder
+from wanspec_kernels.target import Capacity, CaptureError, Target, TreeDecoder
 from wanspec_kernels.verifier.generation import Limits
 from wanspec_kernels.verifier.interfaces import TargetModel
 from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
 from wanspec_kernels.vocabulary import format_fingerprint
 
+logger = logging.getLogger(__name__)
+
 Rule = Literal["match", "rejection"]
+CAPACITIES = tuple(Capacity(1, rows, rows) for rows in (1, 8, 16, 32, 64))  # of a TreeDecoder
 
 
 class VocabularyMismatchError(ValueError):
@@ -48,6 +52,8 @@ class Pair:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         target = Target.load(model_path(model), device=device, dtype=dtype)
+        if target.device.type == "cuda":
+            capture_passes(target)
         if home_draft is None:
             return cls(target, None)
         home = DraftModel.load(home_draft, device=device)
@@ -82,3 +88,11 @@ class Pair:
             home=HomeDrafter(self.home) if self.home else None,
             config=ServiceConfig(limits=limits),
         )
+
+
+def capture_passes(target: Target) -> None:
+    """Capture the passes of a TreeDecoder, or say why they go on being launched one by one."""
+    try:
+        target.capture(CAPACITIES)
+    except CaptureError as error:
+        logger.warning("going on without CUDA graphs: %s", error)

@@ -13,7 +13,9 @@ import typer
 from rich.console import Console
 
 from wanspec_kernels import keys
+from wanspec_kernels.commands import probe
 from wanspec_kernels.commands.failure import fail
+from wanspec_kernels.commands.plan import plan
 from wanspec_kernels.commands.simulate import simulate
 from wanspec_kernels.commands.trace import trace
 from wanspec_kernels.text_stream import TextStream
@@ -28,6 +30,8 @@ app = typer.Typer(
 
 app.command()(trace)
 app.command()(simulate)
+app.command()(plan)
+app.add_typer(probe.app, name="probe")
 
 
 class Rule(StrEnum):

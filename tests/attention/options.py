@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tests.paged_trees import Paged
 
+MAX_FLOAT8 = torch.finfo(torch.float8_e4m3fn).max
 SINKS = torch.tensor([0.5, -2.0, 3.0, 1.0, 0.0, 7.0])  # for six heads
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -30,6 +31,9 @@ def in_float8(paged: Paged) -> tuple[Paged, dict[str, Tensor]]:
         "k_scale": torch.linspace(0.01, 0.3, kv_heads),
         "v_scale": torch.linspace(0.2, 0.004, kv_heads),
     }
-    k_pages = (paged.k_pages / scales["k_scale"][:, None]).to(torch.float8_e4m3fn)
-    v_pages = (paged.v_pages / scales["v_scale"][:, None]).to(torch.float8_e4m3fn)
-    return Paged(k_pages, v_pages, paged.page_table, paged.context_lens), scales
+    pages = [
+        # Not all versions of torch saturate.
+        (pages / scale[:, None]).clamp(-MAX_FLOAT8, MAX_FLOAT8).to(torch.float8_e4m3fn)
+        for pages, scale in zip((paged.k_pages, paged.v_pages), scales.values(), strict=True)
+    ]
+    return Paged(*pages, paged.page_table, paged.context_lens), scales

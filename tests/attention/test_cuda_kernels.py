@@ -115,7 +115,7 @@ class TestKernels:
         cases = [
             example(lens, sizes, seed=seed, **options)  # type: ignore[arg-type]
             for seed, (lens, sizes) in enumerate(
-                [([2000] * 3, [40] * 3), ([1900, 0, 5], [64, 0, 30]), ([1, 800, 90], [9, 1, 64])]
+                [([2000] * 3, [40] * 3), ([1900, 0, 5], [64, 1, 30]), ([1, 800, 90], [9, 1, 64])]
             )
         ]
         most = max(len(paged.k_pages) for _, paged, _ in cases)
@@ -178,6 +178,19 @@ class TestKernels:
         lack = cuda_lacks(query.cuda(), paged.k_pages.cuda(), paged.v_pages.cuda(), scoring)
         assert lack is not None
         assert message in lack
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CUDA_KERNELS, reason="needs the CUDA extension on Hopper")
+def test_auto_takes_them_where_they_serve() -> None:
+    query, paged, tree = example([500, 40], [30, 9], group=4, dim=128, dtype=torch.bfloat16)
+    auto, by_name = (attention(query, paged, tree, b, "cuda") for b in ("auto", "cuda"))
+    assert torch.equal(auto, by_name)
+    few, paged_few, chain = example([500], [4], group=4, dim=128, dtype=torch.bfloat16)
+    auto = attention(few, paged_few, chain, "auto", "cuda")
+    assert torch.equal(auto, attention(few, paged_few, chain, "triton", "cuda"))
+    windowed = attention(query, paged, tree, "auto", "cuda", window=8)
+    assert torch.equal(windowed, attention(query, paged, tree, "triton", "cuda", window=8))
 
 
 def test_on_a_cpu_they_say_so() -> None:

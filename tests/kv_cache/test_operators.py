@@ -14,6 +14,9 @@ from wanspec_kernels.tree import DraftTree
 
 BACKENDS = ("reference", "triton")
 SENTINEL = -77.0
+FLOAT8 = {
+    name: torch.zeros(2, 16, 1, 4, dtype=torch.float8_e4m3fn) for name in ("k_pages", "v_pages")
+}
 
 
 def head_major(pages: Tensor) -> Tensor:
@@ -66,7 +69,7 @@ def test_write_touches_only_its_slots(backend: str, device: str) -> None:
             expected_k[1, page, offset] = keys[row]
             expected_v[1, page, offset] = values[row]
             row += 1
-    cache.write(1, keys, values, padded, lens, table, backend)
+    cache.write(1, keys, values, padded, lens, table, backend=backend)
     torch.testing.assert_close(cache.k_pages, expected_k, rtol=0, atol=0)
     torch.testing.assert_close(cache.v_pages, expected_v, rtol=0, atol=0)
 
@@ -77,12 +80,43 @@ def test_write_leaves_out_slots_without_a_page(backend: str, device: str) -> Non
     tree = DraftTree.chains([range(30)], device)  # slots 10..39; pages end at 31
     entries = torch.randn(30, 3, 5, device=device)
     lens = torch.tensor([10], dtype=torch.int32, device=device)
-    cache.write(0, entries, entries, tree, lens, table, backend)
-    cache.write(0, entries, entries, tree, lens, table[:, :2], backend)
+    cache.write(0, entries, entries, tree, lens, table, backend=backend)
+    cache.write(0, entries, entries, tree, lens, table[:, :2], backend=backend)
     slots = cache.k_pages[0, table[0, :2].long()].flatten(0, 1)
     torch.testing.assert_close(slots[10:], entries[:22], rtol=0, atol=0)
     assert (slots[:10] == SENTINEL).all()
     assert (cache.k_pages == SENTINEL).sum() == cache.k_pages.numel() - 22 * 15
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_write_quantises_by_heads(backend: str, dtype: torch.dtype, device: str) -> None:
+    """To the nearest that float8 has; what is too large to the largest; NaN stays NaN."""
+    if (backend, device) == ("triton", "cpu"):
+        pytest.skip("Triton's interpreter rounds to float8 wrongly")
+    pages = torch.full((2, 3, 16, 3, 5), SENTINEL, device=device).to(torch.float8_e4m3fn)
+    scales = torch.tensor([[0.1, 2.0, 0.003], [7.0, 0.5, 1.0]], device=device)
+    entries = torch.randn(2, 20, 3, 5, device=device).to(dtype)
+    entries[0, 0, 0] = torch.tensor([-300.0, 44.8, 300.0, torch.inf, torch.nan])
+    tree = DraftTree.chains([range(20)], device)
+    lens = torch.tensor([14], dtype=torch.int32, device=device)
+    table = torch.tensor([[2, 0, 1]], dtype=torch.int32, device=device)
+    options = {"k_scale": scales[0], "v_scale": scales[1], "backend": backend}
+    write(pages[0], pages[1], entries[0], entries[1], tree, lens, table, **options)
+    values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    values = values[values.isfinite()]
+    for kind in range(2):
+        for node in range(20):
+            slot = 14 + node
+            stored = pages[kind, int(table[0, slot // 16]), slot % 16].cpu().double()
+            meant = entries[kind, node].cpu().double() / scales[kind].cpu().double()[:, None]
+            best = (meant[..., None] - values).abs().min(-1).values
+            if kind == node == 0:
+                assert stored[0, :4].tolist() == [-448, 448, 448, 448]
+                assert stored[0, 4].isnan()
+                meant[0], best[0], stored[0] = 0, 0, 0
+            assert ((stored - meant).abs() <= best * (1 + 1e-6) + 1e-6).all()
+    assert (pages[0, 2, :14].float() == torch.tensor(SENTINEL).to(pages.dtype).float()).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -183,7 +217,7 @@ def test_write_of_padding_alone(backend: str, device: str) -> None:
     nothing = torch.zeros(1, dtype=torch.int32, device=device)
     tree = DraftTree(pad, pad, nothing, max_nodes=1, max_depth=0)
     entries = torch.randn(2, 3, 5, device=device)
-    cache.write(0, entries, entries, tree, nothing[:0], nothing[:0, None], backend)
+    cache.write(0, entries, entries, tree, nothing[:0], nothing[:0, None], backend=backend)
     assert (cache.k_pages == SENTINEL).all()
 
 
@@ -216,6 +250,16 @@ def test_heads_more_than_2_to_31_numbers_apart(backend: str, device: str) -> Non
         ({"context_lens": torch.zeros(2).int()}, r"context_lens: expected \[1\] int32"),
         ({"v_pages": torch.zeros(2, 16, 1, 8)}, r"v_pages: expected \[2, 16, 1, 4\]"),
         ({"backend": "sdpa"}, "expected a backend of auto, triton, reference, got sdpa"),
+        ({"k_scale": torch.ones(1)}, r"k_scale: expected None for torch\.float32 pages"),
+        (FLOAT8 | {"k_scale": torch.ones(1)}, r"v_scale: expected \[1\] torch\.float32, got None"),
+        (
+            FLOAT8 | {"k_scale": torch.ones(2), "v_scale": torch.ones(2)},
+            r"k_scale: expected \[1\] torch\.float32, got \[2\] torch\.float32",
+        ),
+        (
+            FLOAT8,
+            r"keys: expected \[3, 1, 4\] torch\.float8_e4m3fn, got \[3, 1, 4\] torch\.float32",
+        ),
     ],
 )
 def test_write_says_what_was_expected(change: dict[str, object], message: str) -> None:
@@ -253,7 +297,19 @@ def test_operators_keep_their_promises(backend: str, device: str) -> None:
     utils = ("test_schema", "test_faketensor")
     torch.library.opcheck(
         torch.ops.wanspec.kv_cache_write.default,
-        (pages[0][0], pages[1][0], entries, entries, tree.indptr, lens, table, 4, backend),
+        (
+            pages[0][0],
+            pages[1][0],
+            entries,
+            entries,
+            tree.indptr,
+            lens,
+            table,
+            None,
+            None,
+            4,
+            backend,
+        ),
         test_utils=utils,
     )
     nodes = torch.tensor([[2, -1], [2, 3]], dtype=torch.int32, device=device)
@@ -272,12 +328,15 @@ from wanspec_kernels.kv_cache.kv_cache_kernels import compact_kernel, write_kern
 def types(kernel):
     elements = ("k_ptr", "v_ptr", "keys_ptr", "values_ptr")
     return {
-        name: "*bf16" if name in elements else "*i32" if name.endswith("_ptr") else "i32"
+        name: "*bf16" if name in elements else "*fp32" if name.endswith("scale_ptr")
+        else "*i32" if name.endswith("_ptr") else "i32"
         for name in kernel.arg_names if not name.isupper()
     }
 
 sizes = dict(PAGE_SIZE=16, DIM=128, BLOCK=1024)
-compile_for_gpus(write_kernel, types(write_kernel), sizes | dict(BLOCK_NODES=4))
+writing = types(write_kernel)
+for quantise in (False, True):
+    compile_for_gpus(write_kernel, writing, sizes | dict(BLOCK_NODES=4, QUANTISE=quantise))
 compile_for_gpus(compact_kernel, types(compact_kernel), sizes)
 """
 

@@ -74,14 +74,14 @@ class SharingMachine(RuleBasedStateMachine):
         table = self.cache.page_table([request])
         for layer in range(2):
             keys = entries + 1e6 * layer
-            self.cache.write(layer, keys, -keys, tree, lens, table, "reference")
+            self.cache.write(layer, keys, -keys, tree, lens, table, backend="reference")
         path, node = [], rng.randrange(size)
         while node > 0:
             path.append(node)
             node = parents[node]
         accepted = torch.tensor([path[::-1] or [-1]], dtype=torch.int32)
         count = torch.tensor([len(path)], dtype=torch.int32)
-        self.cache.compact(accepted, count, lens, table, "reference")
+        self.cache.compact(accepted, count, lens, table, backend="reference")
         text += [entries[node].item() for node in (0, *path[::-1])]
 
     @precondition(lambda self: self.committed)
@@ -152,10 +152,10 @@ def test_a_shared_page_is_written_through_nobody(backend: str, device: str) -> N
     lens = torch.tensor(list(lengths.values()), dtype=torch.int32, device=device)
     junk = torch.full((100, 2, 5), SENTINEL, device=device)
     for layer in range(2):
-        cache.write(layer, junk, junk, tree, lens, table, backend)
+        cache.write(layer, junk, junk, tree, lens, table, backend=backend)
     accepted = torch.tensor([[3, 9, 19]] * 5, dtype=torch.int32, device=device)
     counts = torch.full((5,), 3, dtype=torch.int32, device=device)
-    cache.compact(accepted, counts, lens, table, backend)
+    cache.compact(accepted, counts, lens, table, backend=backend)
 
     assert torch.equal(cache.k_pages[:, shared], original[:, shared])
     assert torch.equal(cache.v_pages[:, shared], -original[:, shared])

@@ -101,3 +101,73 @@ def test_a_link_delays_queues_and_stalls():
     arrivals = [lossy.arrival_ms(10.0 * i, 1) for i in range(200)]
     assert arrivals == sorted(arrivals)
     assert max(a - 10.0 * i for i, a in enumerate(arrivals)) > 200.0
+
+
+def test_a_drafter_that_is_always_late_is_asked_for_less(trace):
+    """Its bytes are saved, and nothing else changes; when the other leaves it serves in full."""
+    far = near(140.0)
+    both = Scenario(trace, (near(), far), policy=NeverLocal(), tokens=1200)
+    alone = measure(replace(both, drafters=(near(),)))
+    unjudged = 2 * alone.wire_bytes  # about what one as large costs more
+    found = measure(both)
+    assert found.exact
+    assert found.latency_ms == pytest.approx(alone.latency_ms, rel=0.03)
+    assert found.wire_bytes < 0.8 * unjudged
+
+
+def test_measured_delays_are_played_back_in_order_and_both_ways_at_once():
+    measured = (0.0, 5.0, 0.0, 40.0)
+    profile = LinkProfile(20.0, up_ms=measured, measured_every_ms=10.0)
+    way = OneWay(profile, "1", measured, begin=0.25)
+    sent = [0.0, 10.0, 20.0, 30.0, 70.0]
+    # The second of the four is first; what follows a late one does not overtake it.
+    assert [way.arrival_ms(at, 1) for at in sent] == pytest.approx([15.0, 20.0, 70.0, 70.0, 80.0])
+
+
+def test_a_link_that_stalled_when_measured_slows_a_run(trace):
+    calm = LinkProfile(10.0, up_ms=(0.0,) * 50, down_ms=(0.0,) * 50, measured_every_ms=4.0)
+    rough = replace(calm, up_ms=(0.0,) * 25 + (80.0,) * 25)
+    found = [
+        measure(Scenario(trace, (DrafterProfile(link),), policy=NeverLocal(), tokens=60))
+        for link in (LinkProfile(10.0), calm, rough)
+    ]
+    assert found[0] == found[1]
+    assert found[2].exact
+    assert found[2].latency_ms > 1.1 * found[1].latency_ms
+
+
+def test_a_drafter_with_a_better_model_serves_better(trace):
+    small = generate(0.7)
+    link = LinkProfile(30.0)
+    found = [
+        measure(Scenario(small, (drafter,), policy=NeverLocal(), tokens=50))
+        for drafter in (
+            DrafterProfile(link),
+            DrafterProfile(link, trace=small),
+            DrafterProfile(link, trace=trace),
+        )
+    ]
+    assert found[0] == found[1]
+    assert found[2].exact
+    assert found[2].latency_ms < 0.9 * found[0].latency_ms
+
+
+def test_a_drafters_trace_is_of_the_same_texts(trace):
+    other = DrafterProfile(LinkProfile(30.0), trace=generate(0.9, seed=1))
+    with pytest.raises(ValueError, match="expected the texts"):
+        measure(Scenario(trace, (other,), tokens=10))
+
+
+def test_a_machine_takes_what_was_measured():
+    machine = Machine(0.0, measured=((1, 30.0), (17, 38.0)))
+    assert [machine.time_ms(rows) for rows in (1, 9, 17, 40)] == [30.0, 34.0, 38.0, 38.0]
+    assert machine.shared(2).time_ms(4) == machine.time_ms(8)
+    # A row of 0.5 ms more is 1 ms where two requests have one each.
+    assert Machine(30.0, 0.5).shared(2).time_ms(3) == 32.0
+
+
+def test_what_a_drafter_sends_a_second_is_measured(trace):
+    found = measure(Scenario(trace, (near(),), tokens=100))
+    # A pass of 4 ms brings 128 nodes at most, with their ancestors two to four messages.
+    assert 250 < found.drafts_per_s < 1000
+    assert found.up_mbit == pytest.approx(found.wire_bytes * 8e-3 / found.latency_ms, rel=0.1)

@@ -7,116 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM
 
 from tests.paged_trees import random_trees, to_device
+from tests.target.architectures import (
+    SUPPORTED,
+    VOCAB,
+    make_config,
+    make_pair,
+    own_logits,
+    run_trees,
+)
 from tests.tiny_models import make_tiny_model
 from wanspec_kernels.target import Target, UnsupportedModelError, attention_hook
-from wanspec_kernels.tree import DraftTree
-
-VOCAB = 97
-SIZES = {
-    "vocab_size": VOCAB,
-    "hidden_size": 36,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-
-
-def make_config(name: str, **changes: object) -> PretrainedConfig:
-    config_class = getattr(transformers, f"{name}Config")
-    config: PretrainedConfig = config_class(**(SIZES | changes))
-    return config
-
-
-SLIDING_AND_FULL = ["sliding_attention", "full_attention"]
-# Odd head counts, groups of 1 and 3, heads wider than hidden_size / heads, tied and untied
-# embeddings.
-SUPPORTED = {
-    "llama": ("Llama", {"tie_word_embeddings": True}),
-    "llama of 3 layers, 5 heads": (
-        "Llama",
-        {
-            "num_hidden_layers": 3,
-            "num_attention_heads": 5,
-            "num_key_value_heads": 5,
-            "hidden_size": 40,
-        },
-    ),
-    "qwen2, biased": ("Qwen2", {}),
-    "qwen3, normalised": ("Qwen3", {"tie_word_embeddings": False}),
-    "mistral": ("Mistral", {"sliding_window": None, "num_key_value_heads": 1}),
-    "gemma": ("Gemma", {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}),
-    "phi3, fused projections": ("Phi3", {}),
-    "granite, scaled": ("Granite", {"attention_multiplier": 0.1, "logits_scaling": 2.0}),
-    "nemotron, keeps arguments from its attention": ("Nemotron", {}),
-    "mixtral": ("Mixtral", {"sliding_window": None, "num_local_experts": 4}),
-    "llama, with a stray window": ("Llama", {"sliding_window": 8}),
-    "mistral, sliding": ("Mistral", {"sliding_window": 11}),
-    "phi3, sliding": ("Phi3", {"sliding_window": 5}),
-    "qwen2, some layers sliding": (
-        "Qwen2",
-        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
-    ),
-    "cohere2": ("Cohere2", {"sliding_window": 7, "layer_types": SLIDING_AND_FULL}),
-    "olmo3": ("Olmo3", {"sliding_window": 9, "layer_types": SLIDING_AND_FULL}),
-    "gemma2, soft-capped": (
-        "Gemma2",
-        {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 4, "sliding_window": 8},
-    ),
-    "gemma3": ("Gemma3Text", {"sliding_window": 8, "layer_types": SLIDING_AND_FULL}),
-    "gpt_oss, sinks": (
-        "GptOss",
-        {"sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
-    ),
-}
-
-
-def make_pair(
-    name: str, changes: dict[str, object], device: str, dtype: torch.dtype = torch.float32
-) -> tuple[torch.nn.Module, Target]:
-    """The model as transformers runs it, and a target of the same weights."""
-    torch.manual_seed(0)
-    plain = AutoModelForCausalLM.from_config(make_config(name, **changes)).eval()
-    for parameter in plain.parameters():
-        if parameter.dim() == 1:  # biases of 0 and norms of 1 would hide what is left out
-            torch.nn.init.normal_(parameter, 0.5, 0.5)
-    plain.set_attn_implementation("eager")
-    model = AutoModelForCausalLM.from_config(
-        make_config(name, **changes), attn_implementation="wanspec_tree"
-    )
-    model.load_state_dict(plain.state_dict())
-    return plain.to(device, dtype), Target(model.to(device, dtype), num_pages=40, max_length=200)
-
-
-def run_trees(
-    target: Target, texts: list[list[int]], tree: DraftTree, chunk: int
-) -> tuple[Tensor, list[list[list[int]]]]:
-    """Logits after the contexts `texts`, and the whole text of every node."""
-    bounds = tree.indptr.tolist()
-    for b, text in enumerate(texts):
-        target.prefill(b, text, chunk)
-        target.cache.reserve(b, len(text) + bounds[b + 1] - bounds[b])
-    lens = torch.tensor([len(text) for text in texts], dtype=torch.int32, device=target.device)
-    page_table = target.cache.page_table(range(len(texts)))
-    logits = target.logits(to_device(tree, str(target.device)), lens, page_table)
-    tokens, parents = tree.token_ids.tolist(), tree.parents.tolist()
-    paths: list[list[list[int]]] = []
-    for b, text in enumerate(texts):
-        paths.append([])
-        for row in range(bounds[b], bounds[b + 1]):
-            above = text if parents[row] < 0 else paths[b][parents[row]]
-            paths[b].append([*above, tokens[row]])
-    return logits, paths
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -126,11 +29,9 @@ def test_logits_are_the_models_own(name: str, device: str) -> None:
     texts = [[rng.randrange(VOCAB) for _ in range(n)] for n in (3, 40, 0)]
     tree = random_trees([1, 14, 6], rng, VOCAB)
     logits, paths = run_trees(target, texts, tree, chunk=16)
-    with torch.inference_mode():
-        for row, path in enumerate(path for of_tree in paths for path in of_tree):
-            expected = plain(input_ids=torch.tensor([path], device=device)).logits[0, -1]
-            scale = expected.abs().max().item()
-            torch.testing.assert_close(logits[row], expected, rtol=0, atol=1e-5 * scale)
+    for row, expected in zip(logits, own_logits(plain, paths, device), strict=True):
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(row, expected, rtol=0, atol=1e-5 * scale)
 
 
 def test_padding_does_not_matter(device: str) -> None:
@@ -157,11 +58,9 @@ def test_logits_in_half_precision(dtype: torch.dtype, device: str) -> None:
         target, [[rng.randrange(VOCAB) for _ in range(30)]], random_trees([9], rng, VOCAB), chunk=64
     )
     assert logits.dtype == dtype
-    with torch.inference_mode():
-        for row, path in enumerate(paths[0]):
-            expected = plain(input_ids=torch.tensor([path], device=device)).logits[0, -1]
-            error = (logits[row] - expected).float().norm() / expected.float().norm()
-            assert error < (0.03 if dtype == torch.bfloat16 else 0.004)
+    for row, expected in zip(logits, own_logits(plain, paths, device), strict=True):
+        error = (row - expected).float().norm() / expected.float().norm()
+        assert error < (0.03 if dtype == torch.bfloat16 else 0.004)
 
 
 UNSUPPORTED = {

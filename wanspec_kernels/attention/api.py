@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wanspec_kernels.attention.arguments import Scoring, Trees
 from wanspec_kernels.attention.checks import check_arguments
-from wanspec_kernels.attention.cuda import cuda_lacks, tree_attention_cuda
+from wanspec_kernels.attention.cuda import cuda_lacks, is_small, tree_attention_cuda
 from wanspec_kernels.attention.reference import tree_attention_reference
 from wanspec_kernels.attention.sdpa import tree_attention_sdpa
 from wanspec_kernels.backend import choose_backend
@@ -37,8 +37,8 @@ def tree_attention(
     Keys and values lie in pages: slot s of request b is row ``s % page_size`` of page
     ``page_table[b, s // page_size]``. Slots below ``context_lens[b]`` hold the context; node i of
     tree b, its root included, has slot ``context_lens[b] + i``, already written. The scores are
-    softmaxed in float32. Nothing waits for the device with backend "triton". Derived from Miao et
-    al. 2023 (tree attention) and Dao et al. 2023 (splitting the context).
+    softmaxed in float32. Nothing waits for the device with backends "cuda" and "triton". Derived
+    from Miao et al. 2023 (tree attention) and Dao et al. 2023 (splitting the context).
 
     Args:
         query: [num_nodes, heads, dim] bf16, fp16 or fp32, rows as ``tree.indptr`` says, any strides
@@ -58,10 +58,10 @@ def tree_attention(
         sinks: [heads] float32 or as `query`: one more logit in each head's denominator (gpt-oss).
         k_scale: [kv_heads] float32, with float8 pages and only there: a key is what is stored times
             the scale of its head. v_scale alike.
-        backend: "triton" (what "auto" takes on CUDA; float8 needs compute capability 8.9), "sdpa"
-            (elsewhere), "reference" (float64), or "cuda" (by name only, as yet: compute capability
-            9.0 and the extension; bf16 or fp16, dim 64, 128 or 256, pages of up to 256 slots, no
-            option but `scale`).
+        backend: "cuda" (needs compute capability 9.0 and the extension; bf16 or fp16, dim 64, 128
+            or 256, pages of up to 256 slots, no option but `scale`), "triton" (float8 needs compute
+            capability 8.9), "sdpa" or "reference" (float64). "auto" takes "cuda" where it serves,
+            but not for a few trees of a few nodes; else "triton" on CUDA, "sdpa" elsewhere.
 
     Returns:
         [num_nodes, heads, dim], contiguous, of the dtype of `query`. Rows of padding are undefined.
@@ -82,15 +82,14 @@ def tree_attention(
         scale = query.shape[-1] ** -0.5
     scoring = Scoring(scale, window, softcap, sinks, k_scale, v_scale)
     check_arguments(query, k_pages, v_pages, page_table, context_lens, tree, scoring)
+
+    def lack() -> str | None:
+        if backend == "auto" and is_small(query, k_pages, tree):
+            return "slower for so little"
+        return cuda_lacks(query, k_pages, v_pages, scoring)
+
     chosen = choose_backend(
-        "tree_attention",
-        backend,
-        query.device,
-        ("sdpa", "reference"),
-        # "auto" leaves these kernels out until their tests have passed on a GPU.
-        cuda_lacks=lambda: (
-            "only by name" if backend == "auto" else cuda_lacks(query, k_pages, v_pages, scoring)
-        ),
+        "tree_attention", backend, query.device, ("sdpa", "reference"), cuda_lacks=lack
     )
     result: Tensor = torch.ops.wanspec.tree_attention(
         query,

@@ -115,12 +115,23 @@ class PagedKVCache:
         tree: DraftTree,
         context_lens: Tensor,
         page_table: Tensor,
+        *,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
         backend: str = "auto",
     ) -> None:
         """`operators.write` into one layer's pages."""
-        k_pages, v_pages = self.k_pages[layer], self.v_pages[layer]
         operators.write(
-            k_pages, v_pages, keys, values, tree, context_lens, page_table, backend=backend
+            self.k_pages[layer],
+            self.v_pages[layer],
+            keys,
+            values,
+            tree,
+            context_lens,
+            page_table,
+            k_scale=k_scale,
+            v_scale=v_scale,
+            backend=backend,
         )
 
     def compact(

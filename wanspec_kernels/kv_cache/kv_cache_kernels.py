@@ -3,11 +3,26 @@
 import triton
 import triton.language as tl
 
+MAX_FLOAT8 = tl.constexpr(448.0)  # of e4m3
+
+
+@triton.jit
+def quantise(
+    entry,  # [rows, columns]
+    scale_ptr,  # [kv_heads] float32
+    head,  # [columns]
+    mask,  # [columns]
+):
+    scale = tl.load(scale_ptr + head, mask=mask, other=1.0)
+    scaled = tl.div_rn(entry.to(tl.float32), tl.broadcast_to(scale[None, :], entry.shape))
+    return tl.clamp(scaled, -MAX_FLOAT8, MAX_FLOAT8, propagate_nan=tl.PropagateNan.ALL)
+
 
 @triton.jit
 def write_kernel(
     k_ptr, v_ptr,  # [num_pages, PAGE_SIZE, kv_heads, DIM], out
     keys_ptr, values_ptr,  # [num_nodes, kv_heads, DIM]
+    k_scale_ptr, v_scale_ptr,  # [kv_heads] float32, read if QUANTISE
     indptr_ptr,  # [batch + 1] int32
     context_lens_ptr,  # [batch] int32
     page_table_ptr,  # [batch, max_pages] int32
@@ -16,6 +31,7 @@ def write_kernel(
     stride_v_page, stride_v_slot, stride_v_head,
     stride_keys_node, stride_keys_head, stride_values_node, stride_values_head,
     PAGE_SIZE: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_NODES: tl.constexpr,
+    QUANTISE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     first = tl.load(indptr_ptr + b).to(tl.int64)
@@ -38,14 +54,26 @@ def write_kernel(
         entry = tl.load(
             keys_ptr + row[:, None] * stride_keys_node + head * stride_keys_head + dim, mask=mask
         )
+        if QUANTISE:
+            entry = quantise(entry, k_scale_ptr, head, offset < kv_heads * DIM)
         place = page * stride_k_page + row_in_page * stride_k_slot
-        tl.store(k_ptr + place[:, None] + head * stride_k_head + dim, entry, mask=mask)
+        tl.store(
+            k_ptr + place[:, None] + head * stride_k_head + dim,
+            entry.to(k_ptr.dtype.element_ty),
+            mask=mask,
+        )
         entry = tl.load(
             values_ptr + row[:, None] * stride_values_node + head * stride_values_head + dim,
             mask=mask,
         )
+        if QUANTISE:
+            entry = quantise(entry, v_scale_ptr, head, offset < kv_heads * DIM)
         place = page * stride_v_page + row_in_page * stride_v_slot
-        tl.store(v_ptr + place[:, None] + head * stride_v_head + dim, entry, mask=mask)
+        tl.store(
+            v_ptr + place[:, None] + head * stride_v_head + dim,
+            entry.to(v_ptr.dtype.element_ty),
+            mask=mask,
+        )
 
 
 @triton.jit

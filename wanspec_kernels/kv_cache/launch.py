@@ -17,6 +17,8 @@ def launch_write(
     indptr: Tensor,
     context_lens: Tensor,
     page_table: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     max_nodes: int,
 ) -> None:
     num_pages, page_size, kv_heads, dim = k_pages.shape
@@ -29,6 +31,8 @@ def launch_write(
             v_pages,
             keys,
             values,
+            k_scale,
+            v_scale,
             indptr,
             context_lens,
             page_table,
@@ -44,6 +48,7 @@ def launch_write(
             DIM=dim,
             BLOCK=_block(kv_heads * dim),
             BLOCK_NODES=BLOCK_NODES,
+            QUANTISE=k_scale is not None,
         )
 
 

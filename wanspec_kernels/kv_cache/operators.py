@@ -10,6 +10,8 @@ from wanspec_kernels.backend import choose_backend
 from wanspec_kernels.kv_cache.reference import compact_reference, write_reference
 from wanspec_kernels.tree import DraftTree
 
+QUANTISED_FROM = (torch.bfloat16, torch.float16, torch.float32)
+
 
 def write(
     k_pages: Tensor,
@@ -20,6 +22,8 @@ def write(
     context_lens: Tensor,
     page_table: Tensor,
     *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     backend: str = "auto",
 ) -> None:
     """Put node i of tree b, its root included, into slot ``context_lens[b] + i``.
@@ -28,22 +32,31 @@ def write(
 
     Args:
         k_pages: [num_pages, page_size, kv_heads, dim], changed in place; v_pages alike.
-        keys: [num_nodes, kv_heads, dim] of the same dtype (float8 already quantised), with its
-            positions already rotated in, stride 1 in the last dimension; values alike.
+        keys: [num_nodes, kv_heads, dim] of the same dtype, or to be quantised; with its positions
+            already rotated in, stride 1 in the last dimension; values alike.
         tree: the batch of trees.
         context_lens: [batch] int32.
         page_table: [batch, max_pages] int32, -1 where there is no page.
-        backend: "triton" ("auto" on CUDA) or "reference".
+        k_scale: [kv_heads] float32, with float8_e4m3fn pages and keys of bf16, fp16 or fp32: what
+            is stored is the key over the scale of its head, rounded to nearest, at most 448
+            either way. Both scales or neither.
+        v_scale: as `k_scale`.
+        backend: "triton" ("auto" on CUDA; to quantise it needs compute capability 8.9) or
+            "reference".
 
     Raises:
         ValueError: a shape, dtype, device or the backend is not as above.
         RuntimeError: the backend cannot run here.
     """
+    dtypes: tuple[torch.dtype, ...] = (k_pages.dtype,)
+    if k_scale is not None or v_scale is not None:
+        _check_scales(k_pages, k_scale, v_scale)
+        dtypes = QUANTISED_FROM
     expected = (tree.num_nodes, *k_pages.shape[2:])
     for name, entries in (("keys", keys), ("values", values)):
-        if entries.shape != expected or entries.dtype != k_pages.dtype:
+        if entries.shape != expected or entries.dtype not in dtypes:
             raise ValueError(
-                f"{name}: expected {list(expected)} {k_pages.dtype}, "
+                f"{name}: expected {list(expected)} {' or '.join(map(str, dtypes))}, "
                 f"got {list(entries.shape)} {entries.dtype}"
             )
         if entries.stride(-1) != 1 and entries.shape[-1] > 1:
@@ -60,6 +73,8 @@ def write(
         tree.indptr,
         context_lens,
         page_table,
+        k_scale,
+        v_scale,
         tree.max_nodes,
         chosen,
     )
@@ -116,7 +131,8 @@ def compact(
 torch.library.define(
     "wanspec::kv_cache_write",
     "(Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor keys, Tensor values, Tensor indptr, "
-    "Tensor context_lens, Tensor page_table, int max_nodes, str backend) -> ()",
+    "Tensor context_lens, Tensor page_table, Tensor? k_scale, Tensor? v_scale, int max_nodes, "
+    "str backend) -> ()",
 )
 torch.library.define(
     "wanspec::kv_cache_compact",
@@ -134,10 +150,12 @@ def _write(
     indptr: Tensor,
     context_lens: Tensor,
     page_table: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     max_nodes: int,
     backend: str,
 ) -> None:
-    places = (indptr, context_lens, page_table)
+    places = (indptr, context_lens, page_table, k_scale, v_scale)
     if backend == "triton":
         from wanspec_kernels.kv_cache.launch import launch_write
 
@@ -169,6 +187,18 @@ def _compact(
 @torch.library.register_fake("wanspec::kv_cache_compact")
 def _fake(*_: object) -> None:
     return None
+
+
+def _check_scales(k_pages: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
+    if k_pages.dtype != torch.float8_e4m3fn:
+        raise ValueError(f"k_scale: expected None for {k_pages.dtype} pages")
+    kv_heads = k_pages.shape[2]
+    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if scale is None or scale.shape != (kv_heads,) or scale.dtype != torch.float32:
+            got = None if scale is None else f"{list(scale.shape)} {scale.dtype}"
+            raise ValueError(f"{name}: expected [{kv_heads}] torch.float32, got {got}")
+        if scale.device != k_pages.device or not scale.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous on {k_pages.device}")
 
 
 def _check_pages(

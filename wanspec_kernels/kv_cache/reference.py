@@ -12,9 +12,14 @@ def write_reference(
     indptr: Tensor,
     context_lens: Tensor,
     page_table: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
 ) -> None:
     if context_lens.shape[0] == 0:
         return
+    if k_scale is not None and v_scale is not None:
+        keys = _quantise(keys, k_scale, k_pages.dtype)
+        values = _quantise(values, v_scale, v_pages.dtype)
     rows = torch.arange(keys.shape[0], device=keys.device)
     # A row past the last tree is padding and gets a slot outside of every page.
     b = torch.searchsorted(indptr, rows, right=True) - 1
@@ -53,6 +58,11 @@ def compact_reference(
     for pages in (k_pages, v_pages):
         # All are read before any is written.
         pages[:, target[0], target[1]] = pages[:, source[0], source[1]]
+
+
+def _quantise(entries: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    largest = torch.finfo(dtype).max
+    return (entries.float() / scale[:, None]).clamp(-largest, largest).to(dtype)
 
 
 def _find(slots: Tensor, b: Tensor, page_table: Tensor, pages: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,12 +15,24 @@ class LinkProfile:
     retransmit_ms: float = 200.0  # and a round trip more
     stall_ms: float = 0.0  # nothing gets through for so long,
     stall_every_ms: float = 20_000.0  # so often
+    # Delays above the least that were measured, one every `measured_every_ms`; played back in order
+    # and round again, both ways from the same moment.
+    up_ms: tuple[float, ...] = ()
+    down_ms: tuple[float, ...] = ()
+    measured_every_ms: float = 20.0
 
 
 class OneWay:
     """When does a message sent now arrive? Messages do not overtake each other."""
 
-    def __init__(self, profile: LinkProfile, seed: str) -> None:
+    def __init__(
+        self,
+        profile: LinkProfile,
+        seed: str,
+        measured_ms: tuple[float, ...] = (),
+        begin: float = 0.0,
+    ) -> None:
+        """`measured_ms` is played back from the share `begin` of it on."""
         self.profile = profile
         self.num_bytes = 0
         self.num_messages = 0
@@ -29,6 +41,8 @@ class OneWay:
             profile.round_trip_ms / 2, profile.jitter_ms, profile.bandwidth_mbit, seed
         )
         self._last_ms = 0.0
+        self._measured_ms = measured_ms
+        self._begin = int(begin * len(measured_ms))
 
     def stall(self, until_ms: float) -> None:
         """Nothing sent from now on arrives before `until_ms`."""
@@ -43,6 +57,9 @@ class OneWay:
         self.num_messages += 1
         arrives = 1e3 * self._direction.arrival(now_ms / 1e3, num_bytes)
         p = self.profile
+        if self._measured_ms:
+            index = self._begin + int(now_ms / p.measured_every_ms)
+            arrives += self._measured_ms[index % len(self._measured_ms)]
         while p.loss and self._random.random() < p.loss:
             arrives += p.retransmit_ms + p.round_trip_ms
         if p.stall_ms:

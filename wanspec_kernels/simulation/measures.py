@@ -33,6 +33,8 @@ class Measures:
     waited_ms: float
     waste: float  # share of the nodes received that were never accepted
     wire_bytes: float
+    drafts_per_s: float  # up the link of the drafter that sends most
+    up_mbit: float  # and what they take of it
     hot_ms: float  # of accelerator time where the target runs: its passes and home's
     exact: bool  # every text is the target's own
 
@@ -73,6 +75,10 @@ def _measure(world: World) -> Measures:
         waited_ms=sum(s.waited_ms for s in statistics) / tokens,
         waste=1.0 - accepted / received if received else 0.0,
         wire_bytes=sum(r.up.num_bytes + r.down.num_bytes for r in world.remotes) / tokens,
+        drafts_per_s=1e3
+        * max((r.up.num_messages for r in world.remotes), default=0)
+        / world.env.now,
+        up_mbit=8e-3 * max((r.up.num_bytes for r in world.remotes), default=0) / world.env.now,
         hot_ms=busy_ms / tokens,
         exact=all(run.token_ids == run.expected_ids for run in runs),
     )

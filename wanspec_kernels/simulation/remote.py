@@ -1,6 +1,7 @@
 """Remote: a drafter elsewhere in virtual time, with its link and the verifier's session for it."""
 
 from collections.abc import Callable, Generator, Iterable
+from random import Random
 from typing import Any, cast
 
 import simpy
@@ -36,8 +37,9 @@ class Remote:
         on_offer: Callable[[int], None],
     ) -> None:
         self.source, self.profile = source, profile
-        self.up = OneWay(profile.link, f"{seed} {source} up")
-        self.down = OneWay(profile.link, f"{seed} {source} down")
+        link, begin = profile.link, Random(f"{seed} {source}").random()
+        self.up = OneWay(link, f"{seed} {source} up", link.up_ms, begin)
+        self.down = OneWay(link, f"{seed} {source} down", link.down_ms, begin)
         self.drafter = Session(
             proposer, limits=Limits(max_requests, profile.max_nodes), shape=profile.shape
         )

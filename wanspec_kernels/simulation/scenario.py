@@ -1,6 +1,8 @@
 """Scenario: everything that decides a run; the same scenario and seed give the same run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from drafter.growth import GrowthShape
 from wanspec_kernels.simulation.link import LinkProfile
@@ -12,22 +14,32 @@ from wanspec_kernels.verifier.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A model's time for a pass: so much for the first row, so much for each one more."""
+    """A model's time for a pass: so much for the first row, so much for each one more.
+
+    Or as measured, (rows, ms) by rising rows: what lies between two is interpolated, and what lies
+    past them takes as long as the nearest.
+    """
 
     pass_ms: float
     row_ms: float = 0.0
+    measured: tuple[tuple[float, float], ...] = ()
 
     def time_ms(self, rows: int) -> float:
+        if self.measured:
+            known, times_ms = zip(*self.measured, strict=True)
+            return float(np.interp(rows, known, times_ms))
         return self.pass_ms + self.row_ms * max(0, rows - 1)
 
+    def shared(self, requests: int) -> "Machine":
+        """As one of so many requests sees it when all are in step, each with as many rows."""
+        return replace(
+            self,
+            row_ms=requests * self.row_ms,
+            measured=tuple((rows / requests, ms) for rows, ms in self.measured),
+        )
 
-REMOTE_SHAPE = GrowthShape(
-    width=128,
-    max_children=16,
-    max_root_children=16,
-    min_probability=0.002,
-    min_path_probability=0.0005,
-)
+
+REMOTE_SHAPE = GrowthShape.wide()
 HOME_SHAPE = GrowthShape(
     width=16,
     min_share=0.08,
@@ -44,7 +56,8 @@ class DrafterProfile:
     machine: Machine = field(default_factory=lambda: Machine(4.0))
     shape: GrowthShape = REMOTE_SHAPE
     max_nodes: int = 2048
-    trace: Trace | None = None  # of this drafter's own model; None: the scenario's
+    # Of this drafter's own model along the texts of the scenario's trace; None: that trace.
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True, slots=True)

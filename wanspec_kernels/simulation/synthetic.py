@@ -11,6 +11,7 @@ CONCENTRATION = 1.15  # of the first token's probability: its two beta parameter
 TAIL_EXPONENT = 2.5  # of the others: the k-th has k^-2.5 of what the first leaves
 TAIL_TOKENS = 512
 OFF_TOP_1 = 0.9  # mean probability of the first token off the path, times that on it
+CALIBRATED = (0.65, 0.9)  # top-1 acceptances at which tests compare it with what it claims
 
 
 def generate(top_1: float, *, positions: int = 6144, texts: int = 12, seed: int = 0) -> Trace:

@@ -83,6 +83,14 @@ class Trace:
         """Share of positions at which the draft's first `count` tokens hold the target's."""
         return float((self.ranks < count).mean())
 
+    def same_texts(self, other: "Trace") -> bool:
+        """Are both of the same target's same texts?"""
+        return (
+            self.vocab_size == other.vocab_size
+            and np.array_equal(self.token_ids, other.token_ids)
+            and np.array_equal(self.text_indptr, other.text_indptr)
+        )
+
     def save(self, path: Path) -> None:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         text = np.frombuffer(json.dumps(self.about | {"format": FORMAT}).encode(), np.uint8)

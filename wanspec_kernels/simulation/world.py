@@ -6,6 +6,7 @@ from wanspec_kernels.simulation.machine import Batcher, Clock
 from wanspec_kernels.simulation.remote import Remote
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.serving import RequestRun, Serving
+from wanspec_kernels.simulation.trace import Trace
 from wanspec_kernels.simulation.traced import TracedProposer, TracedText
 from wanspec_kernels.verifier.estimates import Estimates
 from wanspec_kernels.verifier.generation import Generation
@@ -25,12 +26,13 @@ class World:
         self.servings: dict[int, Serving] = {}
         self.texts: dict[int, TracedText] = {}
         self._left = s.requests
+        drafted = [self._texts_of(profile.trace) for profile in s.drafters]
         self.remotes = [
             Remote(
                 self.env,
                 number,
                 profile,
-                TracedProposer(s.trace.vocab_size, self.texts),
+                TracedProposer(s.trace.vocab_size, drafted[number - 1]),
                 generations=self.generations,
                 max_requests=s.requests,
                 seed=s.seed,
@@ -42,7 +44,11 @@ class World:
         for number in range(1, s.requests + 1):
             # Beyond the last token: what a tree may still reach.
             length = s.tokens + 2 * s.limits.max_depth
-            self.texts[number] = TracedText(s.trace, length, s.seed * 1_000_003 + number)
+            seed = s.seed * 1_000_003 + number
+            self.texts[number] = TracedText(s.trace, length, seed)
+            for profile, texts in zip(s.drafters, drafted, strict=True):
+                if profile.trace is not None:
+                    texts[number] = TracedText(profile.trace, length, seed)
             self.servings[number] = Serving(
                 self.env,
                 number,
@@ -80,6 +86,14 @@ class World:
             serving = self.servings[number]
             serving.restart(self.estimates)
             self.generations[number] = serving.generation
+
+    def _texts_of(self, trace: Trace | None) -> dict[int, TracedText]:
+        """What a drafter's model is played back from; its own trace is of the target's texts."""
+        if trace is None:
+            return self.texts
+        if not trace.same_texts(self.scenario.trace):
+            raise ValueError("a drafter's trace: expected the texts of the scenario's trace")
+        return {}
 
     def _on_offer(self, request: int) -> None:
         self.servings[request].poke()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -31,6 +32,7 @@ class TreePass:
     cache: PagedKVCache
     windows: Sequence[int | None]  # of each layer, by the model's configuration
     max_length: int  # of a text
+    backend: str = "auto"  # as `tree_attention` takes it
     layers_run: int = 0
     _plans: dict[int | None, list[TreePlan]] = field(default_factory=dict)
 
@@ -45,7 +47,7 @@ class TreePass:
                 f"layer {layer}: expected {list(k_pages.shape[2:])} keys and values a node, "
                 f"got {list(keys.shape[1:])} and {list(values.shape[1:])}"
             )
-        if query.device.type == "cpu":
+        if query.device.type == "cpu" and self.backend == "auto":
             plans = self._plan(scoring.window)
             for plan in plans:
                 k_pages.flatten(0, 1).index_copy_(0, plan.node_slots, keys[plan.rows])
@@ -64,6 +66,7 @@ class TreePass:
             window=scoring.window,
             softcap=scoring.softcap,
             sinks=scoring.sinks,
+            backend=self.backend,
         )
 
     def outgrown(self, window: int | None) -> int | None:
@@ -90,6 +93,7 @@ class TreePass:
 current_pass: ContextVar[TreePass | None] = ContextVar("current_pass", default=None)
 
 
+@torch.compiler.disable  # a compiled layer is two pieces, before and behind its attention
 def attend(
     module: nn.Module,
     query: Tensor,  # [1, heads, num_nodes, dim]

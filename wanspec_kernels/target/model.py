@@ -1,5 +1,7 @@
 """Target: a causal language model of transformers, its pages, and its logits over trees."""
 
+from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from wanspec_kernels.kv_cache import PagedKVCache
 from wanspec_kernels.target.attention_hook import IMPLEMENTATION, TreePass, current_pass
+from wanspec_kernels.target.capacity import Capacity
+from wanspec_kernels.target.compiled import compiled_layers
+from wanspec_kernels.target.graphs import PassGraphs
 from wanspec_kernels.target.requirements import (
     UnsupportedModelError,
     layer_windows,
@@ -32,11 +37,13 @@ class Target:
         num_pages: int = 512,
         page_size: int = 16,
         max_length: int | None = None,
+        attention_backend: str = "auto",
     ) -> None:
         """Take a model loaded with ``attn_implementation="wanspec_tree"``, as `load` does.
 
         `num_pages` of `page_size` slots serve all requests together. `max_length` bounds one
         request's tokens, its tree included; None is what pages and model allow.
+        `attention_backend` is that of `tree_attention`.
 
         Raises:
             UnsupportedModelError: the model's attention is not what tree attention computes.
@@ -50,6 +57,8 @@ class Target:
         self.vocab_size: int = config.vocab_size
         self._num_layers: int = config.num_hidden_layers
         self._windows = layer_windows(config)
+        self._graphs: PassGraphs | None = None
+        self._attention_backend = attention_backend
         heads = config.num_attention_heads
         self.cache = PagedKVCache(
             self._num_layers,
@@ -109,6 +118,28 @@ class Target:
         """Fingerprint of the tokenizer's vocabulary, 32 bytes."""
         return fingerprint(self.tokenizer)
 
+    def capture(self, capacities: Iterable[Capacity], *, compiled: bool = False) -> None:
+        """Capture a pass for each capacity in a CUDA graph; `logits` replays them from then on.
+
+        A batch runs in the graph with the fewest rows that has room for it, and without one where
+        none has. Graphs hold their logits, [num_nodes, vocab_size] each. Replaces earlier ones.
+
+        `compiled`: by torch.compile, which takes a minute or so, and fuses what a model's code
+        launches one by one: half as many kernels a pass, or fewer.
+
+        Raises:
+            ValueError: there are more than 32 capacities.
+            RuntimeError: the model is not on a CUDA device.
+            CaptureError: the model's code waits for the device; nothing is captured then.
+        """
+        self._graphs = None
+        if self.device.type != "cuda":
+            raise RuntimeError(f"capture: expected a model on cuda, got {self.device}")
+        max_pages = -(-self.max_length // self.cache.page_size)
+        layers = compiled_layers(self.model) if compiled else nullcontext()
+        with torch.inference_mode(), layers:
+            self._graphs = PassGraphs(self._launch, capacities, max_pages, self.device)
+
     @torch.inference_mode()
     def logits(
         self,
@@ -129,9 +160,31 @@ class Target:
 
         Returns:
             [num_nodes, vocab_size] (1 row if `last_only`), of the model's dtype: row i scores the
-            token that follows node i.
+            token that follows node i. Those of a captured pass stay until the next one.
         """
-        run = TreePass(tree, context_lens, page_table, self.cache, self._windows, self.max_length)
+        if self._graphs is not None and not last_only:
+            graph = self._graphs.fitting(tree, page_table)
+            if graph is not None:
+                return graph.replay(tree, context_lens, page_table)
+        return self._launch(tree, context_lens, page_table, last_only)
+
+    def _launch(
+        self,
+        tree: DraftTree,
+        context_lens: Tensor,
+        page_table: Tensor,
+        last_only: bool = False,
+    ) -> Tensor:
+        """As `logits`, launched from Python."""
+        run = TreePass(
+            tree,
+            context_lens,
+            page_table,
+            self.cache,
+            self._windows,
+            self.max_length,
+            self._attention_backend,
+        )
         token = current_pass.set(run)
         try:
             output = self.model(

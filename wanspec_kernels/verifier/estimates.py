@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from statistics import median_low
 
 from wanspec_kernels.confidence import Calibration
+from wanspec_kernels.verifier.usefulness import Usefulness
 
 CO_LOCATED_PASSES = 16
 # What took longer, in target passes, is no pace but a pause: a clock jumped, a process stood still.
@@ -56,6 +57,7 @@ class Estimates:
     home_retry: float = 50.0  # a sample is forgotten after so many times its own duration
     calibrations: dict[int, Calibration] = field(default_factory=dict)  # by source
     paces: dict[int, Pace] = field(default_factory=dict)  # by source
+    usefulness: Usefulness = field(default_factory=Usefulness)
     _home_sure_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     _last_home_ms: float | None = None
     _since_home_ms: float = 0.0  # of target passes

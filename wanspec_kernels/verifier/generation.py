@@ -228,9 +228,14 @@ class Generation:
             replacement=r.replacement if rejection else False,
         )
 
+    def max_nodes_of(self, source: int, most: int) -> int:
+        """Of the tree that a remote drafter is asked for, which keeps `most`."""
+        return self.estimates.usefulness.max_nodes(source, most)
+
     def enrol(self, source: int, round_trip_ms: float | None = None) -> None:
         """OPEN was sent to a remote drafter, for the first time or anew."""
         self.pool.enrol(source)
+        self.estimates.usefulness.enrol(source)
         pace = self.estimates.pace(source)
         if round_trip_ms is not None and pace.reply_ms is None:
             pace.reply_ms = round_trip_ms
@@ -239,6 +244,7 @@ class Generation:
         """A drafter has gone, and nothing is expected of it any more."""
         self.pool.retire(source)
         self._replied.pop(source, None)
+        self.estimates.usefulness.retire(source)
         self.estimates.paces.pop(source, None)
         self.estimates.calibrations.pop(source, None)
 
@@ -280,6 +286,7 @@ class Generation:
             self.rows.observe(num_rows, self._max_rows, accepted_nodes, pass_ms, idle_ms)
 
         drafted_by = [sources[node][0] for node in accepted_nodes]
+        self.estimates.usefulness.observe(drafted_by)
         committed, reason = self._until_end(token_ids)
         flags: tuple[int | None, ...] = (*drafted_by, None)[: len(committed)]
         self.output_ids += committed

@@ -52,6 +52,7 @@ class Progress(Protocol):
     def token_ids(self) -> list[int]: ...
     @property
     def check(self) -> int: ...
+    def max_nodes_of(self, source: int, most: int) -> int: ...
     def open_message(self, max_nodes: int) -> Open: ...
 
 
@@ -60,6 +61,7 @@ class _Known:
     """What the drafter knows of one request."""
 
     length: int | None = None  # None: not opened, or what it knows was lost
+    max_nodes: int = 0  # asked for
     opened_ms: float | None = None
     declined_ms: float | None = None
 
@@ -181,12 +183,15 @@ class Session:
             return []
         known = self._known.get(request.number)
         length = len(request.token_ids)
+        max_nodes = request.max_nodes_of(self.source, self.hello.max_nodes)
         if known is not None and known.length is not None:
             missing = tuple(request.token_ids[known.length :])
-            if not missing:
-                return []
-            if len(missing) <= MAX_COMMIT_TOKENS:
-                return [Commit(request.number, length, missing, request.check)]
+            other_tree = known.max_nodes != max_nodes and length <= MAX_PROMPT_TOKENS
+            if not other_tree or not self._may_open(known, now):
+                if not missing:
+                    return []
+                if len(missing) <= MAX_COMMIT_TOKENS:
+                    return [Commit(request.number, length, missing, request.check)]
         if not self._may_open(known, now):
             return []
         if known is None and len(self._known) >= self.hello.max_requests:
@@ -195,7 +200,7 @@ class Session:
         if length > MAX_PROMPT_TOKENS:
             self.counters["too_long"] += 1
             return []
-        return [request.open_message(self.hello.max_nodes)]
+        return [request.open_message(max_nodes)]
 
     def knows(self, request: int) -> bool:
         return request in self._known and self._known[request].length is not None
@@ -203,8 +208,8 @@ class Session:
     def sent(self, message: Message, now: float) -> None:
         self.counters["sent"] += 1
         match message:
-            case Open(request, token_ids):
-                self._known[request] = _Known(len(token_ids), now)
+            case Open(request, token_ids, max_nodes=max_nodes):
+                self._known[request] = _Known(len(token_ids), max_nodes, now)
             case Commit(request, length) if request in self._known:
                 self._known[request].length = length
 
@@ -215,7 +220,7 @@ class Session:
             case Commit(request) if request in self._known:
                 self._known[request].length = None
             case Open(request):
-                self._known[request] = _Known(None, now)
+                self._known[request] = _Known(opened_ms=now)
 
     def close_request(self, request: int, reason: str) -> list[Message]:
         known = self._known.pop(request, None)

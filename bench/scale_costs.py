@@ -1,0 +1,163 @@
+"""What a request costs by the token and by the message, for the study of many.
+
+Slot time by the drafter's round trip is the detailed simulator's; a verifier's time for a request's
+messages is measured here, on this machine, by replaying what one drafter sent.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from statistics import fmean, stdev
+from typing import Any, TypeVar
+
+from bench.test_pool import Recorded
+from wanspec_kernels.protocol import Commit, Draft, check_of, decode, encode
+from wanspec_kernels.simulation.link import LinkProfile
+from wanspec_kernels.simulation.measures import Measures, best_tree, measure
+from wanspec_kernels.simulation.scenario import REMOTE_SHAPE, DrafterProfile, Scenario
+from wanspec_kernels.simulation.traced import PROMPT
+from wanspec_kernels.simulation.traces import load
+from wanspec_kernels.simulation.world import World
+from wanspec_kernels.verifier.generation import Limits
+from wanspec_kernels.verifier.policies import AlwaysLocal
+from wanspec_kernels.verifier.pool import Pool
+
+TRACE = "bundled"
+ROWS = 16  # of a request's tree: sixteen requests are 256 rows, which a pass takes in its stride
+WIDTH = 16  # nodes a drafter expands for a request in a pass: what `wanspec-drafter` does
+WIDER = 64
+ROUND_TRIPS_MS = (4.0, 12.0, 25.0, 40.0, 60.0, 90.0, 130.0, 180.0, 240.0)
+WIDTHS = (16, 32, 64, 128)
+BATCHES = (1, 4, 8)  # requests at a time
+BATCH_RTT_MS = 12.0
+REPEATS = 15
+
+Result = TypeVar("Result")
+Mapped = Callable[[Callable[[Scenario], Measures], list[Scenario]], Iterable[Measures]]
+
+
+def scenario(tokens: int, seed: int) -> Scenario:
+    """Target pass 30 ms, home 3 ms, remote 4 ms."""
+    return Scenario(load(TRACE), limits=Limits(max_rows=ROWS), tokens=tokens, seed=seed)
+
+
+def drafter(round_trip_ms: float, width: int = WIDTH) -> DrafterProfile:
+    shape = replace(REMOTE_SHAPE, width=width)
+    return DrafterProfile(LinkProfile(round_trip_ms), shape=shape, max_nodes=16 * width)
+
+
+def slots(
+    tokens: int,
+    seeds: int,
+    mapped: Mapped = map,
+) -> dict[str, Any]:
+    """Slot time a token: at home, best fixed tree and default policy, and by width and distance."""
+    tuned = best_tree(scenario(tokens, 0))
+    here = [scenario(tokens, seed) for seed in range(1, seeds + 1)]
+    rows = {
+        "home, fixed tree": [
+            replace(s, policy=AlwaysLocal(tuned.passes), home_shape=tuned.shape) for s in here
+        ],
+        "home, expected gain": here,
+        "alone": [replace(s, home=None) for s in here],
+    }
+    places = [(width, rtt) for width in (WIDTH, WIDER) for rtt in ROUND_TRIPS_MS]
+    remote = [[replace(s, drafters=(drafter(rtt, width),)) for s in here] for width, rtt in places]
+    every = [s for row in [*rows.values(), *remote] for s in row]
+    runs = list(mapped(measure, every))
+    by_row = [runs[i : i + seeds] for i in range(0, len(runs), seeds)]
+    found = [_summary(row, by_row[0]) for row in by_row]
+    return {
+        "trace": TRACE,
+        "rows": ROWS,
+        "width": WIDTH,
+        "home_passes": tuned.passes,
+        "here": dict(zip(rows, found, strict=False)),
+        "remote": [
+            {"width": width, "round_trip_ms": rtt} | entry
+            for (width, rtt), entry in zip(places, found[len(rows) :], strict=True)
+        ],
+    }
+
+
+def _summary(runs: list[Measures], against: list[Measures]) -> dict[str, float]:
+    """Means and standard errors; capacity is over `against`, text by text."""
+    pairs = zip(against, runs, strict=True)
+    gains = [b.hot_ms / a.hot_ms for b, a in pairs]
+    found = {"capacity": fmean(gains), "capacity_error": stdev(gains) / math.sqrt(len(gains))}
+    for name in ("hot_ms", "latency_ms", "local_passes", "tokens_per_pass", "drafts_per_s"):
+        found[name] = fmean(getattr(run, name) for run in runs)
+    return found | {"up_mbit": fmean(run.up_mbit for run in runs)}
+
+
+def batches(tokens: int, seeds: int, mapped: Mapped = map) -> list[dict[str, float]]:
+    """What a slot's time leaves out: requests at one target that wait for each other's passes."""
+    near = drafter(BATCH_RTT_MS)
+    here = [scenario(tokens, seed) for seed in range(1, seeds + 1)]
+    every = [replace(s, drafters=(near,), requests=count) for count in BATCHES for s in here]
+    runs = list(mapped(measure, every))
+    by_count = [runs[i : i + seeds] for i in range(0, len(runs), seeds)]
+    return [
+        {"requests": count, "latency_ms": fmean(run.latency_ms for run in row)}
+        for count, row in zip(BATCHES, by_count, strict=True)
+    ]
+
+
+def messages(width: int, tokens: int = 200) -> dict[str, float]:
+    """Of one request at 30 ms: what comes a second, and the time of one core that it takes."""
+    world = World(replace(scenario(tokens, 1), drafters=(drafter(30.0, width),), home=None))
+    pool = world.servings[1].generation.pool
+    pool.__class__ = Recorded
+    pool.events = []  # type: ignore[attr-defined]
+    world.run()
+    events = pool.events  # type: ignore[attr-defined]
+    seconds = world.env.now / 1000
+    frames = [encode(value) for name, value in events if name == "offer"]
+    commits = [value for name, value in events if name == "commit"]
+
+    def merge() -> float:
+        """What of it went into selecting."""
+        fresh = Pool(1, PROMPT, vocab_size=world.scenario.trace.vocab_size)
+        fresh.enrol(1)
+        selecting = 0.0
+        for name, value in events:
+            if name == "offer":
+                fresh.offer(1, value)
+            else:
+                began = time.process_time()
+                fresh.select(ROWS, 32)
+                selecting += time.process_time() - began
+                fresh.commit(value)
+        return selecting
+
+    def send() -> None:
+        length = 1
+        for token_ids in commits:
+            length += len(token_ids)
+            encode(Commit(1, length, tuple(token_ids), check_of(token_ids)))
+
+    decoding, _ = _seconds(lambda: [decode(frame) for frame in frames])
+    merging, selecting = _seconds(merge)
+    total = decoding + merging + _seconds(send)[0]
+    nodes = sum(len(v.token_ids) for _, v in events if isinstance(v, Draft))
+    return {
+        "width": width,
+        "drafts_per_s": len(frames) / seconds,
+        "nodes_a_draft": nodes / len(frames),
+        "mbit": 8e-6 * sum(map(len, frames)) / seconds,
+        "decode_us": 1e6 * decoding / len(frames),
+        "merge_us": 1e6 * (merging - selecting) / len(frames),
+        "select_us": 1e6 * selecting / len(commits),
+        "core_share": total / seconds,
+    }
+
+
+def _seconds(call: Callable[[], Result]) -> tuple[float, Result]:
+    """Of this process's time the least, as others on the machine only ever add; and its result."""
+    found = []
+    for _ in range(REPEATS):
+        began = time.process_time()
+        result = call()
+        found.append((time.process_time() - began, result))
+    return min(found, key=lambda pair: pair[0])
