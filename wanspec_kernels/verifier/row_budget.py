@@ -6,8 +6,8 @@ from statistics import median
 
 SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
-# Rows that all together cost less of a pass are free. What is measured then is noise, and a window in
-# which no late row was accepted, as most are, would have the smallest trees win.
+# Rows that all together cost less of a pass are free. What is measured then is noise, and a window
+# in which no late row was accepted, as most are, would have the smallest trees win.
 FREE_SHARE = 0.05
 
 
