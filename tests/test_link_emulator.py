@@ -212,6 +212,36 @@ def test_a_cut_closes_both_ends_and_new_connections_come() -> None:
     run(main)
 
 
+def test_a_torn_link_delivers_half_a_segment() -> None:
+    async def main() -> None:
+        received: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def hear(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                while data := await reader.read(100):
+                    await received.put(data)
+            await received.put(b"")
+
+        async with serve(hear) as port, LinkEmulator(connect=(HOST, port)) as link:
+            _, writer = await asyncio.open_connection(HOST, link.port)
+            link.tear()
+            writer.write(b"0123456789")
+            assert await received.get() == b"01234"
+            assert await received.get() == b""
+            writer.close()
+
+    run(main)
+
+
+def test_a_new_bandwidth_is_that_of_what_is_sent_then() -> None:
+    way = Direction(10.0, 0.0, None, "seed")
+    assert way.arrival(1.0, 1000) == pytest.approx(1.010)
+    way.limit(8.0)
+    assert way.arrival(2.0, 1000) == pytest.approx(2.011)
+    way.limit(None)
+    assert way.arrival(3.0, 1000) == pytest.approx(3.010)
+
+
 def test_a_half_closed_connection_still_answers() -> None:
     async def main() -> None:
         async def sum_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,7 +1,8 @@
 """A wide-area link in user space: a TCP proxy with delay, jitter and a bandwidth, on the loopback.
 
-As a process it prints its port, then takes the lines ``stall``, ``resume`` and ``cut``; it ends
-with SIGTERM, with its parent, or when standard input, if a pipe, closes::
+As a process it prints its port, then takes the lines ``stall``, ``resume``, ``cut``, ``tear`` and
+``bandwidth MBIT``; it ends with SIGTERM, with its parent, or when standard input, if a pipe,
+closes::
 
     python -m wanspec_kernels.link_emulator --connect 127.0.0.1:5555 --one-way-delay-ms 10
 """
@@ -35,10 +36,14 @@ class Direction:
     ) -> None:
         self._delay_s = delay_ms / 1e3
         self._jitter_s = jitter_ms / 1e3
-        self._s_per_byte = 8e-6 / bandwidth_mbit if bandwidth_mbit else 0.0
         self._random = random.Random(seed)
         self._free_at = 0.0
         self._last_arrival = 0.0
+        self.limit(bandwidth_mbit)
+
+    def limit(self, bandwidth_mbit: float | None) -> None:
+        """A new bandwidth for what is sent from now on; None or 0: no limit."""
+        self._s_per_byte = 8e-6 / bandwidth_mbit if bandwidth_mbit else 0.0
 
     def arrival(self, now: float, num_bytes: int) -> float:
         self._free_at = max(now, self._free_at) + num_bytes * self._s_per_byte
@@ -51,8 +56,9 @@ class LinkEmulator:
     """Forwards connections to `listen` on to `connect`; both are (host, port) on the loopback.
 
     A stalled link delivers nothing either way; what it holds is bounded, then senders have to wait.
-    `cut` closes both ends of every connection, and new ones may come. The same `seed` gives the
-    same sequence of jitters. Use as ``async with LinkEmulator(connect=...) as link: link.port``.
+    `cut` closes both ends of every connection, and new ones may come; `tear` first delivers half of
+    the next segment, so that a message breaks off in its middle. The same `seed` gives the same
+    sequence of jitters. Use as ``async with LinkEmulator(connect=...) as link: link.port``.
 
     Raises:
         ValueError: an address that is not loopback, or a negative number.
@@ -83,8 +89,8 @@ class LinkEmulator:
             for way in ("up", "down")
         )
         # A segment is read whole and delivered whole: 1 ms of the link's time keeps errors small.
-        segment_bytes = int(bandwidth_mbit * 125) if bandwidth_mbit else MAX_SEGMENT_BYTES
-        self._segment_bytes = min(max(segment_bytes, MIN_SEGMENT_BYTES), MAX_SEGMENT_BYTES)
+        self._segment_bytes = _segment_bytes(bandwidth_mbit)
+        self._tearing = False
         self._connections: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -122,6 +128,15 @@ class LinkEmulator:
     def cut(self) -> None:
         for connection in self._connections:
             connection.cancel()
+
+    def tear(self) -> None:
+        self._tearing = True
+
+    def limit(self, bandwidth_mbit: float | None) -> None:
+        """Another bandwidth, each way, from now on; None or 0: no limit."""
+        self._segment_bytes = _segment_bytes(bandwidth_mbit)
+        for way in (self._up, self._down):
+            way.limit(bandwidth_mbit)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._server is None or not self._server.is_serving():
@@ -177,8 +192,34 @@ class LinkEmulator:
             if not data:
                 writer.write_eof()
                 return
+            if self._tearing:
+                self._tearing = False
+                writer.write(data[: len(data) // 2])
+                await writer.drain()
+                self.cut()
+                return
             writer.write(data)
             await writer.drain()
+
+
+def _segment_bytes(bandwidth_mbit: float | None) -> int:
+    """What is read at a time: 1 ms of the link's time."""
+    wanted = int(bandwidth_mbit * 125) if bandwidth_mbit else MAX_SEGMENT_BYTES
+    return min(max(wanted, MIN_SEGMENT_BYTES), MAX_SEGMENT_BYTES)
+
+
+def _obey(link: LinkEmulator, line: str) -> None:
+    match line.split():
+        case ["stall"]:
+            link.stall()
+        case ["resume"]:
+            link.resume()
+        case ["cut"]:
+            link.cut()
+        case ["tear"]:
+            link.tear()
+        case ["bandwidth", mbit]:
+            link.limit(float(mbit))
 
 
 async def _run(link: LinkEmulator) -> None:
@@ -188,14 +229,12 @@ async def _run(link: LinkEmulator) -> None:
         loop.add_signal_handler(number, ended.set)
 
     def obey() -> None:
-        lines = os.read(0, 4096).decode("ascii", "replace").split()
+        lines = os.read(0, 4096).decode("ascii", "replace").splitlines()
         if not lines:
             ended.set()
             loop.remove_reader(0)
         for line in lines:
-            command = {"stall": link.stall, "resume": link.resume, "cut": link.cut}.get(line)
-            if command is not None:
-                command()
+            _obey(link, line)
 
     async with link:
         if stat.S_ISFIFO(os.fstat(0).st_mode):

@@ -1,18 +1,16 @@
 """Random faults in virtual time: the text stays the target's own, and nothing is stuck or slow."""
 
 from dataclasses import replace
-from random import Random
 
 import pytest
 
-from drafter.growth import GrowthShape
+from bench.virtual_faults import SHAPE, WAIT_MS, against_co_located, recovery_ms, scenario
+from wanspec_kernels.simulation.faults import KINDS, Faults
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
 from wanspec_kernels.simulation.synthetic import generate
 from wanspec_kernels.simulation.world import World
-from wanspec_kernels.verifier.policies import AlwaysLocal
 
-SHAPE = GrowthShape(width=6, max_children=3)
 TOKENS = 30
 SCHEDULES = 200
 
@@ -22,119 +20,75 @@ def trace():
     return generate(0.8, positions=1024, texts=4)
 
 
-def scenario(trace, seed):
-    rng = Random(seed)
-    drafters = tuple(
-        DrafterProfile(
-            LinkProfile(
-                rng.choice([2.0, 20.0, 80.0]),
-                rng.choice([0.0, 15.0]),
-                rng.choice([None, 0.5]),
-                rng.choice([0.0, 0.1]),
-            ),
-            Machine(rng.choice([4.0, 25.0])),
-            SHAPE,
-            rng.choice([16, 256]),
-        )
-        for _ in range(rng.randint(1, 3))
-    )
-    return Scenario(
-        trace,
-        drafters,
-        home=rng.choice([None, Machine(3.0), Machine(3.0)]),
-        home_shape=SHAPE,
-        tokens=TOKENS,
-        requests=rng.choice([1, 1, 2]),
-        seed=seed,
-    )
-
-
-class Faults:
-    """Breaks something every now and then."""
-
-    def __init__(self, world, seed):
-        self.world, self.rng, self.counts = world, Random(f"faults {seed}"), {}
-        self.sources = 100
-        world.env.process(self.process())
-
-    def process(self):
-        env, rng = self.world.env, self.rng
-        while True:
-            yield env.timeout(rng.choice([1.0, 10.0, 60.0]) * rng.random())
-            remote = rng.choice(self.world.remotes)
-            fault = rng.choice(["kill", "kill", "stop", "stall", "join"])
-            self.counts[fault] = self.counts.get(fault, 0) + 1
-            match fault:
-                case "kill":
-                    if remote.session.ready:
-                        remote.disconnect()
-                case "join":
-                    if not remote.session.ready:
-                        self.sources += 1
-                        remote.reconnect(self.sources)
-                case "stop":
-                    remote.stop(env.now + 300 * rng.random())
-                case "stall":
-                    for way in (remote.up, remote.down):
-                        way.stall(env.now + rng.choice([20.0, 2000.0]))
-
-
-def run(trace, seed):
-    world = World(scenario(trace, seed))
-    faults = Faults(world, seed)
-    return world.run(), faults.counts
-
-
 @pytest.mark.parametrize("first", range(0, SCHEDULES, 50))
 def test_the_text_is_the_targets_own_under_any_faults(trace, first):
-    seen = {}
+    seen = dict.fromkeys(KINDS, 0)
     for seed in range(first, first + 50):
-        runs, counts = run(trace, seed)
-        for found in runs:
+        world = World(scenario(trace, seed, TOKENS))
+        faults = Faults(world, seed)
+        for found in world.run():
             assert found.token_ids == found.expected_ids, seed
             assert len(found.token_ids) == TOKENS
-        for fault, count in counts.items():
-            seen[fault] = seen.get(fault, 0) + count
-    assert all(seen.get(fault, 0) > 10 for fault in ("kill", "join", "stop", "stall"))
+        for fault, count in faults.counts.items():
+            seen[fault] += count
+    assert min(seen.values()) > 10
+
+
+def test_a_commit_that_a_drafter_missed_is_found_out(trace, monkeypatch):
+    """It asks for the text, and drafts on."""
+    world = World(Scenario(trace, (DrafterProfile(LinkProfile(20.0), shape=SHAPE),), tokens=60))
+    session = world.remotes[0].drafter
+    take, lost = session.on_message, []
+
+    def forget(message):
+        if type(message).__name__ == "Commit" and not lost:
+            lost.append(message)
+            return []
+        return take(message)
+
+    monkeypatch.setattr(session, "on_message", forget)
+    run = world.run()[0]
+    assert lost
+    assert run.token_ids == run.expected_ids
+    assert session.counters.num_resyncs == 1
 
 
 def test_faults_leave_co_located_speculation(trace):
-    """5 % and a bounded wait more than without any remote, over schedules of one text each."""
-    ours = theirs = 0.0
-    for seed in range(20):
-        base = replace(scenario(trace, seed), home=Machine(3.0), requests=1, tokens=60)
-        world = World(base)
-        Faults(world, seed)
-        ours += world.run()[0].elapsed_ms
-        alone = World(replace(base, drafters=(), policy=AlwaysLocal(5)))
-        theirs += alone.run()[0].elapsed_ms
-    assert ours <= 1.05 * theirs + 20 * 0.4 * 30.0
+    """The mean is within 5 %, and no text is slower by more than 15 and a bounded wait.
+
+    Held against the best of four fixed rounds on that very text, under a fault every 12 ms.
+    """
+    times = [against_co_located(trace, seed, 120) for seed in range(20)]
+    assert all(right for *_, right in times)
+    assert all(ours < 1.15 * theirs + WAIT_MS for ours, theirs, _ in times)
+    assert sum(ours for ours, *_ in times) < 1.05 * sum(theirs for _, theirs, _ in times)
 
 
-def test_a_link_that_comes_back_is_of_use_within_two_round_trips(trace):
-    link = LinkProfile(40.0)
-    world = World(
-        Scenario(trace, (DrafterProfile(link, shape=SHAPE),), home=None, tokens=200, seed=2)
-    )
-    remote, at = world.remotes[0], {}
+def test_a_drafter_of_no_use_costs_little(trace):
+    """It is heard, and near, and has 16 nodes: home may not count on it."""
+    useless = DrafterProfile(LinkProfile(2.0), Machine(25.0), SHAPE, 16)
+    base = Scenario(trace, (useless,), home_shape=SHAPE, tokens=300, seed=3)
+    ours = World(base).run()[0].elapsed_ms
+    assert ours < 1.15 * World(replace(base, drafters=())).run()[0].elapsed_ms
 
-    def process():
-        yield world.env.timeout(500.0)
-        remote.disconnect()
-        yield world.env.timeout(500.0)
-        remote.reconnect(7)
-        at["back"] = world.env.now
 
-    generation = world.servings[1].generation
-    offer = generation.offer
+def test_a_clock_that_jumps_an_hour_costs_a_moment(trace):
+    def elapsed(jump_ms):
+        drafter = DrafterProfile(LinkProfile(20.0), shape=SHAPE)
+        world = World(Scenario(trace, (drafter,), home_shape=SHAPE, tokens=300, seed=1))
 
-    def watch(source, draft, now):
-        if source == 7:
-            at.setdefault("heard", now)
-        return offer(source, draft, now)
+        def jump(_):
+            world.clock.ahead_ms += jump_ms
+            if jump_ms:  # all silent for so long: the session is over
+                world.env.timeout(300.0).callbacks.append(lambda _: world.remotes[0].reconnect(9))
 
-    generation.offer = watch
-    world.env.process(process())
-    assert world.run()[0].token_ids == world.texts[1].token_ids[:200]
-    # The text takes half a round trip, a pass, and its drafts the other half.
-    assert at["heard"] - at["back"] <= 2 * link.round_trip_ms
+        world.env.timeout(300.0).callbacks.append(jump)
+        return world.run()[0].elapsed_ms
+
+    assert elapsed(3.6e6) < 1.1 * elapsed(0.0) + 300.0
+
+
+@pytest.mark.parametrize("kind", ["stall", "redial"])
+def test_a_link_that_comes_back_is_of_use_within_two_round_trips(trace, kind):
+    """The text takes half a round trip, a pass, and its drafts the other half."""
+    assert all(0 < recovery_ms(trace, seed, kind, 40.0) <= 2 * 40.0 for seed in range(5))

@@ -5,18 +5,29 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from wanspec_kernels import keys
 
-MAX_NODES = 160  # of a drafter's tree
 NICENESS = 10  # elsewhere a drafter would not compete with the target for a core
-BANDWIDTH_MBIT = 50.0
-JITTER_SHARE = 0.05  # of the one-way delay
 STOP_S = 5.0
 PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EmulatedLink:
+    round_trip_ms: float
+    jitter_ms: float  # each way
+    bandwidth_mbit: float | None
+
+    def arguments(self) -> list[str]:
+        found = [f"--one-way-delay-ms={self.round_trip_ms / 2}", f"--jitter-ms={self.jitter_ms}"]
+        if self.bandwidth_mbit is not None:
+            found.append(f"--bandwidth-mbit={self.bandwidth_mbit}")
+        return found
 
 
 @dataclass
@@ -27,6 +38,8 @@ class RemoteDrafter:
     log: Path
     link: subprocess.Popen[str]
     process: subprocess.Popen[str]
+    command: tuple[str, ...]  # module and arguments of the process
+    niceness: int
 
     @classmethod
     def start(
@@ -34,40 +47,49 @@ class RemoteDrafter:
         number: int,
         folder: Path,
         verifier: str,
-        round_trip_ms: float,
+        link: EmulatedLink,
+        drafter: Sequence[str] = (),
         *,
-        draft: str,
-        device: str,
+        module: str = "drafter.main",
+        niceness: int = NICENESS,
     ) -> "RemoteDrafter":
-        """Dial `verifier` (tcp://HOST:PORT) with the keys of `make_keys` in `folder`."""
+        """Dial `verifier` (tcp://HOST:PORT) with the keys of `make_keys` in `folder`.
+
+        `drafter` has more of the daemon's options; `module` runs it.
+        """
         name = f"drafter-{number}"
-        link = _spawn(
+        emulator = _spawn(
             "wanspec_kernels.link_emulator",
             *("--connect", verifier.removeprefix("tcp://")),
-            *("--one-way-delay-ms", str(round_trip_ms / 2)),
-            *("--jitter-ms", str(JITTER_SHARE * round_trip_ms / 2)),
-            *("--bandwidth-mbit", str(BANDWIDTH_MBIT)),
+            *link.arguments(),
             *("--seed", str(number)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        assert link.stdout is not None
-        port = int(link.stdout.readline())
+        assert emulator.stdout is not None
+        port = int(emulator.stdout.readline())
+        command = (
+            module,
+            *("--connect", f"tcp://127.0.0.1:{port}"),
+            *("--key", str(folder / f"{name}.secret")),
+            *("--server-key", str(folder / "verifier.key")),
+            *("--threads", "1"),
+            *drafter,
+        )
         log = folder / f"{name}.log"
-        with log.open("w") as stderr:
-            process = _spawn(
-                "drafter.main",
-                *("--connect", f"tcp://127.0.0.1:{port}"),
-                *("--model", draft),
-                *("--device", device),
-                *("--key", str(folder / f"{name}.secret")),
-                *("--server-key", str(folder / "verifier.key")),
-                *("--threads", "1"),
-                *("--max-nodes", str(MAX_NODES)),
-                niceness=NICENESS,
-                stderr=stderr,
-            )
-        return cls(name, log, link, process)
+        return cls(name, log, emulator, _start(command, niceness, log), command, niceness)
+
+    def restart(self) -> None:
+        """Kill the process, and begin another that dials through the same link."""
+        self.process.kill()
+        self.process.wait()
+        self.process = _start(self.command, self.niceness, self.log)
+
+    def tell_link(self, line: str) -> None:
+        """`stall`, `resume`, `cut` and what else the emulator obeys."""
+        assert self.link.stdin is not None
+        self.link.stdin.write(f"{line}\n")
+        self.link.stdin.flush()
 
     def ended(self) -> str | None:
         """Why the process has ended, or None."""
@@ -102,6 +124,11 @@ def make_keys(folder: Path, num_drafters: int) -> Path:
         keys.generate(folder, name)
         (allowed / f"{name}.key").write_text((folder / f"{name}.key").read_text())
     return allowed
+
+
+def _start(command: Sequence[str], niceness: int, log: Path) -> subprocess.Popen[str]:
+    with log.open("a") as stderr:
+        return _spawn(*command, niceness=niceness, stderr=stderr)
 
 
 def _spawn(

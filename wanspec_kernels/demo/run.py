@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from wanspec_kernels.assembly import Pair, Rule
-from wanspec_kernels.demo.processes import RemoteDrafter, make_keys
+from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
 from wanspec_kernels.keys import AllowList, load_secret
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.tree import HostTree
@@ -25,6 +25,9 @@ HOME_NAME = "home"
 READY_S = 120.0
 # On one CPU core 32 rows take about the default pace, 64 half as long again.
 MAX_ROWS = 32
+MAX_NODES = 160  # of a drafter's tree
+BANDWIDTH_MBIT = 50.0
+JITTER_SHARE = 0.05  # of the one-way delay
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +105,12 @@ async def _run(settings: Settings, observe: Callable[[Pair], Observer]) -> dict[
                     number,
                     folder,
                     service.address,
-                    round_trip_ms,
-                    draft=settings.draft,
-                    device=settings.device,
+                    EmulatedLink(round_trip_ms, JITTER_SHARE * round_trip_ms / 2, BANDWIDTH_MBIT),
+                    [
+                        *("--model", settings.draft),
+                        *("--device", settings.device),
+                        *("--max-nodes", str(MAX_NODES)),
+                    ],
                 )
                 stack.callback(drafter.stop)
                 drafters.append(drafter)

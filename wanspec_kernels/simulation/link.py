@@ -48,6 +48,10 @@ class OneWay:
         """Nothing sent from now on arrives before `until_ms`."""
         self._last_ms = max(self._last_ms, until_ms)
 
+    def limit(self, bandwidth_mbit: float | None) -> None:
+        """Another bandwidth for what is sent from now on; None: no limit."""
+        self._direction.limit(bandwidth_mbit)
+
     def arrival_ms(self, now_ms: float, num_bytes: int) -> float:
         self.num_bytes += num_bytes
         self.num_messages += 1

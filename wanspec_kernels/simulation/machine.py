@@ -1,4 +1,4 @@
-"""Machines in virtual time: what is ready when one falls free runs in its next pass."""
+"""Machines and clocks in virtual time; what is ready when a machine falls free runs together."""
 
 from collections.abc import Callable, Generator
 from typing import Any
@@ -6,6 +6,18 @@ from typing import Any
 import simpy
 
 from wanspec_kernels.simulation.scenario import Machine
+
+
+class Clock:
+    """The verifier's: virtual time, and what it has jumped ahead of it, in ms."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self.ahead_ms = 0.0
+        self._env = env
+
+    @property
+    def now_ms(self) -> float:
+        return self._env.now + self.ahead_ms
 
 
 class Batcher:

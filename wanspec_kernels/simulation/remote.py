@@ -9,6 +9,7 @@ import simpy
 from drafter.session import Limits, Session
 from wanspec_kernels.protocol import Draft, Hello, Message, Open, Ping, Pong, decode, encode
 from wanspec_kernels.simulation.link import OneWay
+from wanspec_kernels.simulation.machine import Clock
 from wanspec_kernels.simulation.scenario import DrafterProfile
 from wanspec_kernels.simulation.traced import TracedProposer
 from wanspec_kernels.verifier import session as verifier
@@ -32,6 +33,7 @@ class Remote:
         generations: dict[int, Generation],
         max_requests: int,
         seed: int,
+        clock: Clock,
         on_offer: Callable[[int], None],
     ) -> None:
         self.source, self.profile = source, profile
@@ -43,7 +45,7 @@ class Remote:
         )
         self._hello = Hello(VOCABULARY, f"drafter {source}", max_requests, profile.max_nodes, 0)
         self.busy_ms = 0.0
-        self._env = env
+        self._env, self._clock = env, clock
         self._greet()
         self._generations = generations
         self._on_offer = on_offer
@@ -56,7 +58,7 @@ class Remote:
 
     def update(self, generation: Generation) -> None:
         """Bring the drafter up to a request's committed text."""
-        now = self._env.now
+        now = self._clock.now_ms
         for message in self.session.update(generation, now):
             self._send(self.down, [message], self._receive)
             self.session.sent(message, now)
@@ -87,7 +89,7 @@ class Remote:
         self._stopped_until_ms = until_ms
 
     def _greet(self) -> None:
-        now = self._env.now
+        now = self._clock.now_ms
         self.session = verifier.Session(
             self.source, str(self.source), vocabulary=VOCABULARY, now=now
         )
@@ -124,7 +126,7 @@ class Remote:
     def _beat(self) -> Generator[simpy.Event, Any, None]:
         while True:
             was_ready = self.session.ready
-            self._send(self.down, self.session.tick(self._env.now), self._receive)
+            self._send(self.down, self.session.tick(self._clock.now_ms), self._receive)
             if was_ready and not self.session.ready:  # silent for too long
                 self.disconnect()
             for generation in list(self._generations.values()):
@@ -154,7 +156,7 @@ class Remote:
 
     def _hear(self, data: bytes) -> None:
         """At the verifier."""
-        reaction = self.session.on_message(decode(data), self._env.now)
+        reaction = self.session.on_message(decode(data), self._clock.now_ms)
         self._send(self.down, reaction.send, self._receive)
         if reaction.draft is not None:
             self._offer(reaction.draft)
@@ -163,7 +165,7 @@ class Remote:
         generation = self._generations.get(draft.request)
         if generation is None:
             return
-        outcome = generation.offer(self.source, draft, self._env.now)
+        outcome = generation.offer(self.source, draft, self._clock.now_ms)
         if outcome.kind is Kind.INVALID:
             self._send(self.down, self.session.quarantine(outcome.reason), self._receive)
             generation.retire(self.source)

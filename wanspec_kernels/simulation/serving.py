@@ -7,7 +7,7 @@ import simpy
 
 from drafter.home import HomeDrafter
 from wanspec_kernels.protocol import MAX_TREE_NODES, Draft
-from wanspec_kernels.simulation.machine import Batcher
+from wanspec_kernels.simulation.machine import Batcher, Clock
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.traced import PROMPT, TracedProposer, TracedText
 from wanspec_kernels.tree import HostTree
@@ -44,6 +44,7 @@ class Serving:
         scenario: Scenario,
         text: TracedText,
         *,
+        clock: Clock,
         estimates: Estimates,
         target: Batcher,
         home: Batcher | None,
@@ -52,35 +53,33 @@ class Serving:
         on_finish: Callable[[int], None],
     ) -> None:
         self.number = number
-        self.generation = Generation(
-            Request(number, PROMPT, scenario.tokens),
-            vocab_size=scenario.trace.vocab_size,
-            policy=scenario.policy,
-            estimates=estimates,
-            limits=scenario.limits,
-            home=home is not None,
-        )
-        self._env, self._text = env, text
+        self._env, self._clock, self._text, self._scenario = env, clock, text, scenario
         self._target, self._home_machine = target, home
         self._proposer = home_proposer
-        self._home = HomeDrafter(home_proposer, shape=scenario.home_shape)
-        self._home_is_open = False
+        self._wait = 0  # the last WaitUntil's number
+        self._before: list[int] = []  # output of requests that a restart has ended
+        self._begin(estimates)
         self._on_commit, self._on_finish = on_commit, on_finish
         self._began_ms = self._last_ms = env.now
         self._token_ms: list[float] = []
-        self._wait = 0  # the last WaitUntil's number
 
     def start(self) -> None:
         self._began_ms = self._last_ms = self._env.now
-        self._act(self.generation.start(self._env.now))
+        self._act(self.generation.start(self._clock.now_ms))
+
+    def restart(self, estimates: Estimates) -> None:
+        """The verifier's process ends, and another goes on with the text so far as its prompt."""
+        self._before += self.generation.output_ids
+        self._begin(estimates)
+        self._act(self.generation.start(self._clock.now_ms))
 
     def poke(self) -> None:
         """A draft was offered."""
-        self._act(self.generation.tick(self._env.now))
+        self._act(self.generation.tick(self._clock.now_ms))
 
     def run(self) -> RequestRun:
         assert self.generation.done
-        output = self.generation.output_ids
+        output = self._before + self.generation.output_ids
         return RequestRun(
             output,
             self._text.token_ids[: len(output)],
@@ -88,6 +87,21 @@ class Serving:
             self._token_ms,
             self.generation.statistics,
         )
+
+    def _begin(self, estimates: Estimates) -> None:
+        s = self._scenario
+        left = s.tokens - len(self._before)
+        self.generation = Generation(
+            Request(self.number, (*PROMPT, *self._before), left),
+            vocab_size=s.trace.vocab_size,
+            policy=s.policy,
+            estimates=estimates,
+            limits=s.limits,
+            home=self._home_machine is not None,
+        )
+        self._home = HomeDrafter(self._proposer, shape=s.home_shape)
+        self._home_is_open = False
+        self._wait += 1  # what an earlier one waits for is over
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -98,7 +112,7 @@ class Serving:
                     self._draft(token_ids, passes, known)
                 case WaitUntil(at_ms):
                     self._wait += 1
-                    timeout = self._env.timeout(max(0.0, at_ms - self._env.now), self._wait)
+                    timeout = self._env.timeout(max(0.0, at_ms - self._clock.now_ms), self._wait)
                     assert timeout.callbacks is not None
                     timeout.callbacks.append(self._time_is_up)
                 case Committed(token_ids):
@@ -113,11 +127,13 @@ class Serving:
             self.poke()
 
     def _verify(self, tree: HostTree) -> None:
-        done = self.generation.pool.length - len(PROMPT)
+        generation = self.generation
+        done = generation.pool.length - len(PROMPT)
 
         def ended() -> None:
-            verdict = self._text.verify(done, tree)
-            self._act(self.generation.pass_finished(*verdict, self._env.now))
+            if generation is self.generation:
+                verdict = self._text.verify(done, tree)
+                self._act(generation.pass_finished(*verdict, self._clock.now_ms))
 
         self._target.submit(len(tree.token_ids), ended)
 
@@ -126,7 +142,7 @@ class Serving:
         if not self._home_is_open:
             self._home.open(self.generation.open_message(MAX_TREE_NODES, home=True))
             self._home_is_open = True
-        before = self._proposer.rows
+        generation, before = self.generation, self._proposer.rows
         drafts = self._home.draft(self.number, token_ids, passes, known)
         rows = (self._proposer.rows - before) // passes
 
@@ -135,7 +151,7 @@ class Serving:
                 machine = self._home_machine
                 assert machine is not None
                 machine.submit(rows, lambda: ended(left - 1))
-            else:
-                self._act(self.generation.home_finished(drafts, self._env.now))
+            elif generation is self.generation:
+                self._act(generation.home_finished(drafts, self._clock.now_ms))
 
         ended(passes)

@@ -2,7 +2,7 @@
 
 import simpy
 
-from wanspec_kernels.simulation.machine import Batcher
+from wanspec_kernels.simulation.machine import Batcher, Clock
 from wanspec_kernels.simulation.remote import Remote
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.serving import RequestRun, Serving
@@ -18,6 +18,7 @@ class World:
     def __init__(self, scenario: Scenario) -> None:
         s = self.scenario = scenario
         self.env = simpy.Environment()
+        self.clock = Clock(self.env)
         self.estimates = Estimates()
         self.generations: dict[int, Generation] = {}
         self.target = Batcher(self.env, s.target, s.max_batch)
@@ -35,6 +36,7 @@ class World:
                 generations=self.generations,
                 max_requests=s.requests,
                 seed=s.seed,
+                clock=self.clock,
                 on_offer=self._on_offer,
             )
             for number, profile in enumerate(s.drafters, 1)
@@ -52,6 +54,7 @@ class World:
                 number,
                 s,
                 self.texts[number],
+                clock=self.clock,
                 estimates=self.estimates,
                 target=self.target,
                 home=self.home,
@@ -69,6 +72,20 @@ class World:
         while self._left:  # heartbeats would go on for ever
             self.env.step()
         return [serving.run() for serving in self.servings.values()]
+
+    def restart(self) -> None:
+        """Another process in the verifier's place: drafters have to dial again.
+
+        It knows nothing of before but the texts, which it is asked to go on with.
+        """
+        for remote in self.remotes:
+            if remote.session.ready:
+                remote.disconnect()
+        self.estimates = Estimates()
+        for number in list(self.generations):
+            serving = self.servings[number]
+            serving.restart(self.estimates)
+            self.generations[number] = serving.generation
 
     def _texts_of(self, trace: Trace | None) -> dict[int, TracedText]:
         """What a drafter's model is played back from; its own trace is of the target's texts."""

@@ -2,10 +2,15 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median_low
 
 from wanspec_kernels.confidence import Calibration
 from wanspec_kernels.verifier.usefulness import Usefulness
+
+CO_LOCATED_PASSES = 16
+# What took longer, in target passes, is no pace but a pause: a clock jumped, a process stood still.
+MAX_ROUND_PASSES = 4.0
+MAX_REPLY_GROWTH = 4.0  # of a reply over those before
 
 
 @dataclass(slots=True)
@@ -21,7 +26,7 @@ class Pace:
         if self.reply_ms is None:
             self.reply_ms = after_ms
             return
-        error = after_ms - self.reply_ms
+        error = min(after_ms, MAX_REPLY_GROWTH * max(1.0, self.reply_ms)) - self.reply_ms
         self.reply_ms += 0.25 * error
         self.reply_deviation_ms += 0.25 * (abs(error) - self.reply_deviation_ms)
 
@@ -46,13 +51,15 @@ class Estimates:
     prior_coverage: float = 0.85
     prior_levels: float = 8.0
     fading: float = 0.98  # a target pass
+    co_located_luck: float = 1.08
     target_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     home_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))  # a draft pass
     home_retry: float = 50.0  # a sample is forgotten after so many times its own duration
     calibrations: dict[int, Calibration] = field(default_factory=dict)  # by source
     paces: dict[int, Pace] = field(default_factory=dict)  # by source
     usefulness: Usefulness = field(default_factory=Usefulness)
-    _home_is_warm: bool = False
+    _home_sure_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))
+    _last_home_ms: float | None = None
     _since_home_ms: float = 0.0  # of target passes
     _tried: float = 0.0
     _accepted: float = 0.0
@@ -64,11 +71,11 @@ class Estimates:
 
     @property
     def target_pass_ms(self) -> float:
-        return median(self.target_ms) if self.target_ms else 30.0
+        return median_low(self.target_ms) if self.target_ms else 30.0
 
     @property
     def home_pass_ms(self) -> float:
-        return median(self.home_ms) if self.home_ms else 0.125 * self.target_pass_ms
+        return median_low(self.home_ms) if self.home_ms else 0.125 * self.target_pass_ms
 
     @property
     def acceptance(self) -> float:
@@ -87,6 +94,22 @@ class Estimates:
         prior_ms = 4 * 1.3 * self.target_pass_ms  # four rounds of co-located speculation
         return (16.0 + self._round_tokens) / max(1e-3, prior_ms + self._round_ms)
 
+    @property
+    def co_located_tokens_per_ms(self) -> float:
+        """What fixed rounds of home passes and a target pass would bring, at their best.
+
+        Levels are accepted as those of late were. That of all levels have the mean's chance is
+        unkind to co-located speculation, whose lucky runs are long: hence `co_located_luck`.
+        """
+        best = tokens = 0.0
+        ms, level = self.target_pass_ms, 1.0
+        for _ in range(CO_LOCATED_PASSES + 1):
+            tokens += level
+            best = max(best, tokens / ms)
+            level *= self.acceptance
+            ms += self.home_pass_ms
+        return self.co_located_luck * best
+
     def pace(self, source: int) -> Pace:
         return self.paces.setdefault(source, Pace())
 
@@ -94,8 +117,9 @@ class Estimates:
         """A target pass over a tree of this depth ended."""
         self.target_ms.append(duration_ms)
         self._since_home_ms += duration_ms
-        if self.home_ms and self._since_home_ms > self.home_retry * self.home_ms[0]:
+        if self.home_ms and self._since_home_ms > self.home_retry * self._home_sure_ms[0]:
             self.home_ms.popleft()
+            self._home_sure_ms.popleft()
             self._since_home_ms = 0.0
         self._tried = self.fading * self._tried + min(depth, num_accepted + 1)
         self._accepted = self.fading * self._accepted + num_accepted
@@ -108,6 +132,7 @@ class Estimates:
         self, tokens: int, ms: float, followed: int, left: int, home_passes: int = 0
     ) -> None:
         """Of the round's tokens the pool had followed some and not had others."""
+        ms = min(ms, MAX_ROUND_PASSES * self.target_pass_ms)
         self._round_passes = self.fading * self._round_passes + home_passes
         self._round_tokens = self.fading * self._round_tokens + tokens
         self._round_ms = self.fading * self._round_ms + ms
@@ -115,7 +140,10 @@ class Estimates:
         self._decided = self.fading * self._decided + followed + left
 
     def observe_home(self, duration_ms: float, passes: int) -> None:
-        if self._home_is_warm:
-            self.home_ms.append(duration_ms / passes)
-        self._home_is_warm = True
+        pass_ms = duration_ms / passes
+        if self._last_home_ms is not None:
+            self.home_ms.append(pass_ms)
+            # Twice slow is slow; once, it may have been a pause.
+            self._home_sure_ms.append(min(pass_ms, self._last_home_ms))
+        self._last_home_ms = pass_ms
         self._since_home_ms = 0.0

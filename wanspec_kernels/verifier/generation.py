@@ -19,6 +19,10 @@ MAX_COMMITS_TIMED = 64
 SILENT_PASSES = 3  # of the target; a remote not heard for so long, and a reply more, has gone
 AHEAD_ROWS = 128  # of the tree that home sees while the target runs
 
+# Of the target, that a request may be ahead of co-located speculation, and behind, and count on it.
+CREDIT_PASSES = 6.0
+DEBT_PASSES = 8.0
+
 _NEWS = (Kind.NEW, Kind.LATE)
 
 
@@ -177,6 +181,7 @@ class Generation:
         self._wait_began_ms = 0.0
         self._waited_ms = 0.0  # since the last pass
         self._offered = False
+        self._behind_ms = 0.0  # co-located speculation, by estimate
         self._followed = self._left = 0  # the pool's counts at the last commit
         # By source: the newest base heard of, and when each length was committed.
         self._replied: dict[int, int] = {}
@@ -303,6 +308,7 @@ class Generation:
         self.estimates.observe_round(
             len(committed), pass_ms + idle_ms, followed, left, self._home_passes
         )
+        self._fall_behind(self._selection.expected_tokens, pass_ms + idle_ms)
         self._phase = _Phase.IDLE
         self._selection = None
         self._free_ms = now
@@ -383,6 +389,17 @@ class Generation:
             return self._draft_at_home(decision.passes, selection, now)
         return []
 
+    def _fall_behind(self, tokens: float, ms: float) -> None:
+        """By what a round took longer than co-located speculation would have for its tokens.
+
+        Those expected when it began: what the target then says is luck that both would have had.
+        """
+        if not self._home:
+            return
+        pass_ms = self.estimates.target_pass_ms
+        behind_ms = self._behind_ms + ms - tokens / self.estimates.co_located_tokens_per_ms
+        self._behind_ms = min(max(behind_ms, -CREDIT_PASSES * pass_ms), DEBT_PASSES * pass_ms)
+
     def _draft_at_home(self, passes: int, selection: Selection, now: float) -> list[Action]:
         if self._home_began_ms is not None:
             return []  # its answer is awaited
@@ -426,6 +443,7 @@ class Generation:
             home_passes=self._home_passes if self._home and not self._home_is_spent else None,
             home_is_busy=self._home_began_ms is not None,
             home_passes_per_token=e.home_passes_per_token,
+            behind_ms=self._behind_ms,
             reply_ms=self._reply_ms(now),
             arrivals=self._arrivals(selection, now),
         )

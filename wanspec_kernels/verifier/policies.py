@@ -77,6 +77,8 @@ class ExpectedGain:
     takes `far_passes`. Within one target pass it stops altogether. Without this the passes that
     always pay a little would be made even where a remote serves nearly as well. A remote farther
     away saves home nothing, so home drafts in turn with the target, as co-located speculation does.
+    All this holds while the request is no slower than co-located speculation would be, by estimate:
+    one that is behind counts on no remote, for a remote may be heard and near and of no use.
 
     Nothing is ever stuck: waits add up to at most `max_wait_fraction` of a target pass a round, a
     source that is overdue is not waited for, home passes a round are bounded, and what remains is
@@ -96,6 +98,8 @@ class ExpectedGain:
     least_home_share: float = 0.025  # and however near it is
 
     def decide(self, view: View) -> Decision:
+        if view.behind_ms > 0:
+            view = replace(view, reply_ms=None, arrivals=())
         if self._made_enough(view):
             view = replace(view, home_passes=None)
         return self._ahead(view) if view.verifying else self._now(view)

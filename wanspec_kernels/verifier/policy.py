@@ -36,6 +36,7 @@ class View:
     home_passes: int | None  # since the last commit; None: there is no drafter at home
     home_is_busy: bool  # with a draft asked for earlier
     home_passes_per_token: float = 0.0  # over the last rounds
+    behind_ms: float = 0.0  # co-located speculation, by estimate; negative: ahead of it
     reply_ms: float | None = None  # of the nearest remote heard lately; None: there is none
     arrivals: tuple[Arrival, ...] = ()
 

@@ -6,6 +6,10 @@ from statistics import median
 
 SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
+# Rows that all together cost less of a pass are free. What is measured then is noise, and a window
+# in which no late row was accepted, as most are, would have the smallest trees win.
+FREE_SHARE = 0.05
+
 
 class RowBudget:
     """Learns what more rows cost and what they bring, and takes the most tokens a millisecond.
@@ -34,6 +38,8 @@ class RowBudget:
         if line is None or self._rounds % self._probe_every == 0:
             return self.max_rows
         at_one_row_ms, row_ms = line
+        if row_ms * (self.max_rows - 1) < FREE_SHARE * at_one_row_ms:
+            return self.max_rows
 
         def rate(size: int) -> float:
             tokens = 1.0 + self._accepted[size] / self._weights[size]

@@ -1,0 +1,275 @@
+"""The simulator beside real processes: the same texts, paces, shapes and links.
+
+The real ones are `wanspec-drafter`, the link emulator and the verifier's service, over CURVE and
+TCP, with the bundled pair. The passes of all three models are stretched to a stated time, long
+enough that two cores never compete; links are stretched by the same factor, so that all ratios are
+those of a target pass of 30 ms. The simulator plays the pair's trace on those very texts.
+
+python -m bench.agreement           measure: bench/results/agreement.json
+python -m bench.agreement --draw    the table, into docs/wide-area.md
+"""
+
+import asyncio
+import json
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from bench import agreement_report
+from bench.machine import describe
+from bench.real_run import Bench, Paces, until, welcomed
+from wanspec_kernels.assembly import Pair
+from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
+from wanspec_kernels.recording import record
+from wanspec_kernels.simulation.link import LinkProfile
+from wanspec_kernels.simulation.measures import measure
+from wanspec_kernels.simulation.scenario import (
+    HOME_SHAPE,
+    REMOTE_SHAPE,
+    DrafterProfile,
+    Machine,
+    Scenario,
+)
+from wanspec_kernels.simulation.trace import Trace
+
+RESULTS = Path("bench/results/agreement.json")
+PACES = Paces(30.0, 3.0, 4.0)  # the studies'
+TEMPERATURE = 0.6
+WIDTH = 48
+MAX_NODES = 2048
+SHAPE = replace(REMOTE_SHAPE, width=WIDTH)  # 128 rows may take longer here than their pace
+BEYOND = 64  # tokens of a trace past the text's end, for trees that reach there
+CASES: dict[str, LinkProfile | None] = {
+    "co-located": None,
+    "10 ms": LinkProfile(10.0, jitter_ms=0.25, bandwidth_mbit=50.0),
+    "30 ms": LinkProfile(30.0, jitter_ms=0.75, bandwidth_mbit=50.0),
+    "80 ms": LinkProfile(80.0, jitter_ms=2.0, bandwidth_mbit=50.0),
+    "150 ms": LinkProfile(150.0, jitter_ms=3.75, bandwidth_mbit=50.0),
+    "30 ms, jitter of 10": LinkProfile(30.0, jitter_ms=10.0, bandwidth_mbit=50.0),
+    "30 ms, stalls": LinkProfile(30.0, 0.75, 50.0, stall_ms=200.0, stall_every_ms=1000.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    prompt: list[int]
+    seed: int
+    trace: Trace
+
+    def expected(self, tokens: int) -> list[int]:
+        return self.trace.token_ids[:tokens].tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    latency_ms: float  # a token, at the scale of PACES
+    local_passes: float  # a token
+    tokens_per_pass: float
+    hit_rate: float
+    wire_bytes: float
+    exact: bool
+
+
+def stretch(link: LinkProfile, scale: float) -> LinkProfile:
+    return replace(
+        link,
+        round_trip_ms=scale * link.round_trip_ms,
+        jitter_ms=scale * link.jitter_ms,
+        bandwidth_mbit=link.bandwidth_mbit and link.bandwidth_mbit / scale,
+        stall_ms=scale * link.stall_ms,
+        stall_every_ms=scale * link.stall_every_ms,
+    )
+
+
+def simulate(
+    text: Text, link: LinkProfile | None, tokens: int, scale: float, seed: int
+) -> Measured:
+    p = PACES
+    drafter = link and DrafterProfile(
+        stretch(link, scale), Machine(scale * p.remote_ms), SHAPE, MAX_NODES
+    )
+    found = measure(
+        Scenario(
+            text.trace,
+            (drafter,) if drafter else (),
+            target=Machine(scale * p.target_ms),
+            home=Machine(scale * p.home_ms),
+            home_shape=HOME_SHAPE,
+            tokens=tokens,
+            seed=seed,
+        )
+    )
+    return Measured(
+        found.latency_ms / scale,
+        found.local_passes,
+        found.tokens_per_pass,
+        found.hit_rate,
+        found.wire_bytes,
+        found.exact,
+    )
+
+
+async def run_real(
+    bench: Bench, link: LinkProfile | None, texts: list[Text], tokens: int, scale: float
+) -> list[Measured]:
+    """One drafter process for all texts; each meets a verifier that knows nothing yet."""
+    with ExitStack() as stack:
+        bind = "tcp://127.0.0.1:*" if link is not None else None
+        drafters: list[RemoteDrafter] = []
+        found = []
+        for text in texts:
+            async with bench.service(bind) as service:
+                if link is not None and not drafters:
+                    bind = service.address
+                    drafters.append(start_drafter(bench, bind, stretch(link, scale), scale))
+                    stack.callback(drafters[0].stop)
+                await until(welcomed(service, len(drafters)), drafters)
+                stalling = None
+                if link is not None and link.stall_ms:
+                    stalling = asyncio.create_task(stall(drafters[0], stretch(link, scale)))
+                result = await service.generate(
+                    text.prompt, max_tokens=tokens, temperature=TEMPERATURE, seed=text.seed
+                )
+                if stalling is not None:
+                    stalling.cancel()
+                    drafters[0].tell_link("resume")
+            s = result.statistics
+            ms = result.elapsed_ms - result.prompt_ms
+            found.append(
+                Measured(
+                    ms / tokens / scale,
+                    s.local_draft_passes / tokens,
+                    tokens / s.target_passes,
+                    s.rounds_without_home / s.target_passes,
+                    result.wire_bytes_per_token,
+                    result.token_ids == text.expected(tokens),
+                )
+            )
+        return found
+
+
+def start_drafter(bench: Bench, address: str, link: LinkProfile, scale: float) -> RemoteDrafter:
+    return RemoteDrafter.start(
+        1,
+        bench.folder,
+        address,
+        EmulatedLink(link.round_trip_ms, link.jitter_ms, link.bandwidth_mbit),
+        [
+            *("--model", "bundled:draft", "--device", "cpu"),
+            *("--max-nodes", str(MAX_NODES)),
+            *("--width", str(WIDTH), "--pass-ms", str(scale * PACES.remote_ms)),
+        ],
+        module="bench.paced_drafter",
+        niceness=0,
+    )
+
+
+async def stall(drafter: RemoteDrafter, link: LinkProfile) -> None:
+    """As `LinkProfile` has it: a period ends with its stall."""
+    began, number = time.monotonic(), 0
+    while True:
+        number += 1
+        ends = began + number * link.stall_every_ms / 1e3
+        await asyncio.sleep(ends - link.stall_ms / 1e3 - time.monotonic())
+        drafter.tell_link("stall")
+        await asyncio.sleep(ends - time.monotonic())
+        drafter.tell_link("resume")
+
+
+def study(
+    tokens: int, num_texts: int, scale: float, seeds: int, cases: list[str]
+) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    pair = Pair.load("bundled:target", "bundled:draft", "cpu", torch.float32)
+    assert pair.home is not None
+    texts = record_texts(pair, num_texts, tokens)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="wanspec-agreement-") as name:
+        folder = Path(name)
+        make_keys(folder, 1)
+        p = PACES
+        paces = Paces(scale * p.target_ms, scale * p.home_ms, scale * p.remote_ms)
+        bench = Bench(pair, paces, folder, HOME_SHAPE)
+        for case in cases:
+            link = CASES[case]
+            real = asyncio.run(run_real(bench, link, texts, tokens, scale))
+            simulated = [
+                mean([simulate(text, link, tokens, scale, seed) for seed in range(seeds)])
+                for text in texts
+            ]
+            rows.append(
+                {
+                    "case": case,
+                    "link": link and asdict(link),
+                    "real": [asdict(one) for one in real],
+                    "simulated": [asdict(one) for one in simulated],
+                }
+            )
+            typer.echo(agreement_report.line(rows[-1]))
+            log = folder / "drafter-1.log"
+            if link is not None:
+                typer.echo(f"  {log.read_text().strip().splitlines()[-1]}")
+    return {
+        "machine": describe(),
+        "tokens": tokens,
+        "texts": num_texts,
+        "scale": scale,
+        "simulated_seeds": seeds,
+        "paces": asdict(PACES),
+        "rows": rows,
+    }
+
+
+def record_texts(pair: Pair, count: int, tokens: int) -> list[Text]:
+    """Continuations of the held-out prompts, in turn, each with the trace of the pair on it."""
+    assert pair.home is not None
+    entries = json.loads(files("wanspec_kernels.bundled").joinpath("prompts.json").read_text())
+    texts = []
+    for seed in range(count):
+        prompt = pair.target.tokenizer(entries[seed % len(entries)]["text"])["input_ids"]
+        trace = record(
+            pair.target,
+            pair.home,
+            [prompt],
+            tokens=tokens + BEYOND,
+            temperature=TEMPERATURE,
+            seeds=[seed],
+            about={},
+        )
+        texts.append(Text(list(prompt), seed, trace))
+    return texts
+
+
+def mean(found: list[Measured]) -> Measured:
+    columns = zip(*(asdict(one).values() for one in found), strict=True)
+    *numbers, exact = columns
+    return Measured(*(fmean(column) for column in numbers), all(exact))
+
+
+def main(
+    draw: Annotated[bool, typer.Option("--draw", help="From the stored data only.")] = False,
+    tokens: int = 250,
+    texts: int = 2,
+    scale: Annotated[float, typer.Option(help="Of all times; 1 is a target pass of 30 ms.")] = 10.0,
+    seeds: Annotated[int, typer.Option(help="Simulated runs of each text.")] = 2,
+    case: Annotated[list[str] | None, typer.Option(help="Only these; nothing is stored.")] = None,
+) -> None:
+    """Measure, or draw what was measured."""
+    if not draw:
+        results = study(tokens, texts, scale, seeds, case or list(CASES))
+        if case:
+            return
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    agreement_report.write(json.loads(RESULTS.read_text()))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,57 @@
+"""The tables of `bench.faults`, and their place in docs/wide-area.md."""
+
+from pathlib import Path
+from typing import Any
+
+DOCUMENT = Path("docs/wide-area.md")
+BEGIN, END = "<!-- faults -->\n", "<!-- end of faults -->\n"
+
+
+def line(row: dict[str, Any]) -> str:
+    recovery = row["recovery_ms"]
+    cells = [
+        row["schedule"],
+        "yes" if row["identical"] else "NO",
+        f"{row['elapsed_ms'] / row['co_located_ms']:.3f}×",
+        "–" if recovery is None else f"{recovery:.0f}",
+        str(row["remote_tokens"]) if row["commits_after"] else "–",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def write(results: dict[str, Any]) -> None:
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text(before + BEGIN + _section(results) + END + after)
+
+
+def _section(results: dict[str, Any]) -> str:
+    r, v, p = results, results["virtual"], results["paces"]
+    faults = ", ".join(f"{count} × {kind}" for kind, count in sorted(v["faults"].items()))
+    return "\n".join(
+        [
+            "",
+            f"Real processes: texts of {r['tokens']} tokens, passes of {p['target_ms']:g} ms"
+            f" (target), {p['home_ms']:g} (home) and {p['remote_ms']:g} (remote), a round trip of"
+            f" {r['link']['round_trip_ms']:g} ms; commit {r['machine']['commit']},"
+            f" {r['machine']['cpus']} cores of {r['machine']['cpu']}; `python -m bench.faults`.",
+            "",
+            "| what happens | text is the target's | time over co-located | recovery, ms |"
+            " remote tokens accepted after |",
+            "|---|---|---|---|---|",
+            *map(line, r["real"]),
+            "",
+            f"Virtual time: {v['exact']} of {v['schedules']} random schedules gave the target's own"
+            f" text ({faults}). Of {v['timed']} timed ones without restarts of the verifier,"
+            f" {v['within_bound']} took at most 1.05 times the best co-located speculation on that"
+            f" very text and one bounded wait; mean {v['mean_ratio']:.3f}×, 95th percentile"
+            f" {v['p95_ratio']:.3f}×, worst {v['worst_ratio']:.3f}×.",
+            "",
+            "Longest of 20 recoveries in virtual time, from when a link is whole to the first draft"
+            " that knows the text as it was then: "
+            + "; ".join(f"{name}: {ms:.0f} ms" for name, ms in v["recoveries"].items())
+            + ".",
+            "",
+            "",
+        ]
+    )

@@ -1,0 +1,60 @@
+"""`wanspec-drafter` with passes of a stated time: another machine's, whatever this one's.
+
+python -m bench.paced_drafter --pass-ms 40 [--width 48] <options of wanspec-drafter>
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import drafter.main
+from drafter.growth import GrowthShape
+from drafter.session import Session
+from wanspec_kernels.protocol import Message
+from wanspec_kernels.simulation.scenario import REMOTE_SHAPE
+
+
+class PacedSession(Session):
+    """Sleeps after a pass until it has taken `pass_s`; one that took longer is told of."""
+
+    def __init__(self, *args: object, pass_s: float, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self._pass_s = pass_s
+        self.late = 0
+
+    def step(self) -> list[Message]:
+        ends = time.perf_counter() + self._pass_s
+        messages = super().step()
+        if self.busy:  # something ran
+            left_s = ends - time.perf_counter()
+            self.late += left_s < 0
+            time.sleep(max(0.0, left_s))
+        return messages
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pass-ms", type=float, required=True)
+    parser.add_argument("--width", type=int, help="rows a pass, in the simulator's remotes' shape")
+    options, rest = parser.parse_known_args()
+    sessions: list[PacedSession] = []
+    shape = replace(REMOTE_SHAPE, width=options.width) if options.width else GrowthShape()
+
+    def paced(*args: object, **more: object) -> PacedSession:
+        make = partial(PacedSession, pass_s=options.pass_ms / 1e3, shape=shape)
+        sessions.append(make(*args, **more))
+        return sessions[-1]
+
+    drafter.main.Session = paced  # type: ignore[assignment, misc]
+    try:
+        drafter.main.app(rest, standalone_mode=False)
+    finally:
+        for session in sessions:
+            passes, late = session.counters.num_passes, session.late
+            print(f"passes={passes} late={late}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
