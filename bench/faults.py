@@ -40,25 +40,27 @@ TEMPERATURE = 0.6
 STRIKES_AFTER = 0.2  # of the text
 
 
+Heard = tuple[float, tuple[int, int]]  # when, in s; and of which generation's which source
+
+
 @dataclass
 class Record:
     """What a run's generations saw; times in s."""
 
     began: list[float] = field(default_factory=list)  # of each: a restart begins another
     committed: list[float] = field(default_factory=list)
-    opened: dict[int, float] = field(default_factory=dict)  # by source: OPEN was sent
-    useful: list[tuple[float, int]] = field(
-        default_factory=list
-    )  # remote drafts that add something
+    opened: list[Heard] = field(default_factory=list)  # OPEN was sent
+    useful: list[Heard] = field(default_factory=list)  # a remote draft added something
     mended: float | None = None
 
     def recovery_ms(self) -> float | None:
         """From when all was whole and OPEN sent, where one was needed, to the first such draft."""
         if self.mended is None:
             return None
-        for at, source in self.useful:
-            if at > self.mended:
-                return 1e3 * (at - max(self.mended, self.opened[source]))
+        for at, of in self.useful:
+            if at > self.mended and of[0] == len(self.began):
+                opened = max(t for t, whom in self.opened if whom == of and t <= at)
+                return 1e3 * (at - max(self.mended, opened))
         return None
 
 
@@ -74,11 +76,11 @@ def recording() -> Iterator[Record]:
     def spied_offer(self: Generation, source: int, draft: Draft, now: float) -> Outcome:
         outcome = offer(self, source, draft, now)
         if source != HOME and outcome.kind in (Kind.NEW, Kind.LATE):
-            record.useful.append((time.monotonic(), source))
+            record.useful.append((time.monotonic(), (len(record.began), source)))
         return outcome
 
     def spied_enrol(self: Generation, source: int, round_trip_ms: float | None = None) -> None:
-        record.opened[source] = time.monotonic()
+        record.opened.append((time.monotonic(), (len(record.began), source)))
         enrol(self, source, round_trip_ms)
 
     Generation.start, Generation.offer, Generation.enrol = (  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ from functools import partial
 import drafter.main
 from drafter.growth import GrowthShape
 from drafter.session import Session
-from wanspec_kernels.protocol import Message
+from wanspec_kernels.protocol import Error
 from wanspec_kernels.simulation.scenario import REMOTE_SHAPE
 
 
@@ -24,14 +24,14 @@ class PacedSession(Session):
         self._pass_s = pass_s
         self.late = 0
 
-    def step(self) -> list[Message]:
+    def step(self) -> list[Error]:
         ends = time.perf_counter() + self._pass_s
-        messages = super().step()
+        errors = super().step()
         if self.busy:  # something ran
             left_s = ends - time.perf_counter()
             self.late += left_s < 0
             time.sleep(max(0.0, left_s))
-        return messages
+        return errors
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from random import Random
 
+from drafter.flow import Flow
 from drafter.session import Session
 from wanspec_kernels.protocol import (
     MAX_MESSAGE_BYTES,
@@ -46,6 +47,7 @@ class Connection:
         self.round_trip_us = 0  # 0 = not known yet
         self.conversed = False  # a PING was answered: a verifier that only greets is no good one
         self.hello = hello
+        self.flow = Flow(0)
         self._session = session
         self._heard_us = hello.clock_us
         self._pinged_us = hello.clock_us
@@ -73,6 +75,7 @@ class Connection:
             case Pong(clock_us=clock_us):
                 self.conversed = True
                 self._on_round_trip(now_us - clock_us)
+                self.flow.answered(clock_us, now_us)
                 return []
         if self.welcome is None:
             return [Error.of(ErrorCode.UNEXPECTED, "expected WELCOME first")]
@@ -87,6 +90,13 @@ class Connection:
             self._pinged_us = now_us
             return [Ping(now_us, self.round_trip_us)]
         return []
+
+    def marker(self, now_us: int) -> list[Message]:
+        """The PING that says when the drafts sent so far have arrived, if it is time for one."""
+        if not self.flow.wants_marker(now_us):
+            return []
+        self.flow.marked(now_us)
+        return [Ping(now_us, self.round_trip_us)]
 
     @property
     def _silent_us(self) -> int:
@@ -108,6 +118,7 @@ class Connection:
         self.welcome = message
         self._pinged_us = now_us
         self._on_round_trip(now_us - message.clock_us)
+        self.flow = Flow(self.round_trip_us)
         log.info("welcome: round trip %.1f ms", self.round_trip_us / 1000)
         return []
 

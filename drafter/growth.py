@@ -240,16 +240,25 @@ class Growth:
         self._num_nodes = self._num_expanded = 0
         self._unexpanded, self._held_back, self._unsent = [], [], []
 
-    def take_drafts(self) -> list[Draft]:
-        """Messages with all nodes not sent yet, each with all that it takes to stand alone."""
-        unsent, self._unsent = self._unsent, []
+    @property
+    def num_unsent(self) -> int:
+        return len(self._unsent)
+
+    def take_drafts(self, max_nodes: int | None = None) -> list[Draft]:
+        """Messages with nodes not sent yet, each with all that it takes to stand alone.
+
+        The likeliest `max_nodes` of them; the others wait for the next call, and fall with their
+        branches. None is all.
+        """
+        unsent = [node for node in self._unsent if not node.grafted]
+        self._unsent = []
+        if max_nodes is not None and len(unsent) > max_nodes:
+            # No node is likelier than its parent, which comes first among equals.
+            unsent.sort(key=lambda node: node.log_probability, reverse=True)
+            self._unsent = unsent[max_nodes:]
+            unsent = unsent[:max_nodes]
         return write_drafts(
-            self.request.request,
-            self.length,
-            self._check,
-            self._root,
-            [node for node in unsent if not node.grafted],
-            self._rejection,
+            self.request.request, self.length, self._check, self._root, unsent, self._rejection
         )
 
     def unsend(self) -> None:

@@ -170,6 +170,18 @@ class Link:
                 return connection.lost
             if self._session.busy and writable:
                 self._send(socket, connection, self._session.step())
+            self._send_drafts(socket, connection)
+
+    def _send_drafts(self, socket: zmq.Socket[bytes], connection: Connection) -> None:
+        """As many as the link takes; the rest stay where commits prune them."""
+        unsent = self._session.num_unsent
+        if not unsent:
+            return
+        flow, room = connection.flow, connection.flow.room(_now_us())
+        if room < unsent:
+            flow.held_back()
+        self._send(socket, connection, self._session.drafts(room))
+        self._send(socket, connection, connection.marker(_now_us()))
 
     def _receive(self, socket: zmq.Socket[bytes], connection: Connection) -> None:
         for _ in range(MESSAGES_A_ROUND):
@@ -200,6 +212,8 @@ class Link:
                 continue
             try:
                 socket.send(data, zmq.NOBLOCK)
+                if isinstance(message, Draft):
+                    connection.flow.sent(len(data), len(message.token_ids), _now_us())
             except zmq.Again:
                 if isinstance(message, Draft):
                     self._session.on_dropped(message)

@@ -100,25 +100,40 @@ class Session:
                 return [Error.of(ErrorCode.UNEXPECTED, f"{name}: not a drafter's to receive")]
         return []
 
-    def step(self) -> list[Message]:
-        """One pass over all requests; the DRAFTs it gave, and ERRORs of requests it failed for."""
+    def step(self) -> list[Error]:
+        """One pass over all requests; ERRORs of those that it failed for."""
         live = {id(e.drafting): e for e in self._entries.values() if not e.lost}
         result = run_pass(self._proposer, [e.drafting for e in live.values()])
         self._busy = result.num_tokens > 0
         self.counters.num_passes += self._busy
         self.counters.num_tokens += result.num_tokens
-        out: list[Message] = []
+        out: list[Error] = []
         for drafting, error in result.failures:
             entry = live.pop(id(drafting))
             del self._entries[entry.request.request]
             self.counters.num_failed += 1
             log.error("request %d: the draft model failed: %s", entry.request.request, error)
             out.append(Error.of(ErrorCode.INTERNAL, error, entry.request.request))
-        for entry in live.values():
-            drafts = entry.drafting.growth.take_drafts()
-            self.counters.num_drafts += len(drafts)
-            self.counters.num_nodes += sum(len(draft.token_ids) for draft in drafts)
-            out += drafts
+        return out
+
+    @property
+    def num_unsent(self) -> int:
+        """Nodes that `drafts` would send."""
+        return sum(e.drafting.growth.num_unsent for e in self._entries.values() if not e.lost)
+
+    def drafts(self, max_nodes: int | None = None) -> list[Draft]:
+        """DRAFTs of about so many of the nodes not sent yet, the same of every request."""
+        waiting = [
+            e.drafting.growth
+            for e in self._entries.values()
+            if not e.lost and e.drafting.growth.num_unsent
+        ]
+        each = None if max_nodes is None else max_nodes // max(1, len(waiting))
+        out: list[Draft] = []
+        for growth in waiting if each != 0 else ():
+            out += growth.take_drafts(each)
+        self.counters.num_drafts += len(out)
+        self.counters.num_nodes += sum(len(draft.token_ids) for draft in out)
         return out
 
     def on_dropped(self, draft: Draft) -> None:

@@ -263,7 +263,8 @@ def test_what_cannot_be_sent_is_dropped_and_counted(keys):
         max_nodes=32,
     )
     session.on_message(open_request(request=1))
-    drafts = session.step()
+    session.step()
+    drafts = session.drafts()
     link._send(Full(), Peer(), drafts)
     assert session.counters.num_drafts_dropped == len(drafts) > 0
     link._send(Full(), Peer(), [Ping(1, 0), Error("internal", "x" * 1000)])

@@ -72,7 +72,7 @@ def commit(request, text, tokens) -> Commit:
 def run_until_idle(session) -> list:
     out = []
     while session.busy:
-        out += session.step()
+        out += [*session.step(), *session.drafts()]
     return out
 
 
@@ -230,6 +230,7 @@ def test_no_sequence_of_messages_does_harm(sequence):
     for message in sequence:
         if message is None:
             session.step()
+            session.drafts(5)
         else:
             session.on_message(message)
         assert len(session.requests) <= 2
@@ -346,3 +347,18 @@ def test_home_reports_a_failing_model(model):
     home.open(open_request([1, model.poison], request=5))
     with pytest.raises(RuntimeError, match="out of memory"):
         home.draft(5, [1, model.poison], 1)
+
+
+def test_drafts_are_shared_among_requests_and_the_rest_waits(session):
+    session.on_message(open_request(request=1))
+    session.on_message(open_request((4, 5), request=2))
+    for _ in range(3):
+        session.step()
+    waiting = session.num_unsent
+    drafts = session.drafts(6)
+    assert [d.request for d in drafts] == [1, 2]
+    assert all(len(d.token_ids) == 3 for d in drafts)
+    assert session.num_unsent == waiting - 6
+    assert session.drafts(1) == []  # less than one for each
+    session.drafts()
+    assert (session.num_unsent, session.drafts()) == (0, [])

@@ -174,3 +174,13 @@ def test_what_a_drafter_sends_a_second_is_measured(trace):
     # A pass of 4 ms brings 128 nodes at most, with their ancestors two to four messages.
     assert 250 < found.drafts_per_s < 1000
     assert found.up_mbit == pytest.approx(found.wire_bytes * 8e-3 / found.latency_ms, rel=0.1)
+
+
+@pytest.mark.parametrize("mbit", [2.0, 0.5])
+def test_a_narrow_link_is_not_filled_with_what_is_stale(trace, mbit):
+    """It takes a tenth, or less, of what the drafter could send: the likeliest goes."""
+    link = LinkProfile(20.0, bandwidth_mbit=mbit)
+    found = measure(Scenario(trace, (DrafterProfile(link),), policy=NeverLocal(), tokens=150))
+    assert found.exact
+    assert found.latency_ms < 20.0  # 30 without any draft
+    assert found.up_mbit < mbit

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import simpy
 
+from drafter.flow import Flow
 from drafter.session import Limits, Session
 from wanspec_kernels.protocol import Draft, Hello, Message, Open, Ping, Pong, decode, encode
 from wanspec_kernels.simulation.link import OneWay
@@ -94,6 +95,7 @@ class Remote:
             self.source, str(self.source), vocabulary=VOCABULARY, now=now
         )
         self.session.on_message(self._hello, now)
+        self._flow = Flow(int(1000 * self.profile.link.round_trip_ms))
 
     def _draft(self) -> Generator[simpy.Event, Any, None]:
         """One pass after another; what comes in the meantime is read between them."""
@@ -104,24 +106,47 @@ class Remote:
             inbox, self._inbox = self._inbox, []
             for data in inbox:
                 self._send(self.up, self._answers(decode(data)), self._hear)
+            self._send_drafts()
             if not self.drafter.busy:
                 self._wake = self._env.event()
                 yield self._wake
                 continue
             before, connection = self.drafter.counters.num_tokens, self._connection
-            messages = self.drafter.step()
+            errors = self.drafter.step()
             rows = self.drafter.counters.num_tokens - before
             if rows:
                 took_ms = self.profile.machine.time_ms(rows)
                 self.busy_ms += took_ms
                 yield self._env.timeout(took_ms)
             if connection == self._connection:
-                self._send(self.up, messages, self._hear)
+                self._send(self.up, errors, self._hear)
+
+    def _send_drafts(self) -> None:
+        """As `drafter.link` does."""
+        unsent, now_us = self.drafter.num_unsent, self._now_us()
+        if not unsent:
+            return
+        room = self._flow.room(now_us)
+        if room < unsent:
+            self._flow.held_back()
+        for draft in self.drafter.drafts(room):
+            self._flow.sent(len(encode(draft)), len(draft.token_ids), now_us)
+            self._send(self.up, [draft], self._hear)
+        if self._flow.wants_marker(now_us):
+            self._flow.marked(now_us)
+            self._send(self.up, [Ping(now_us, 0)], self._hear)
 
     def _answers(self, message: Message) -> list[Message]:
-        if isinstance(message, Ping):
-            return [Pong(message.clock_us, int(self._env.now * 1000))]
+        match message:
+            case Ping(clock_us):
+                return [Pong(clock_us, self._now_us())]
+            case Pong(clock_us):
+                self._flow.answered(clock_us, self._now_us())
+                return []
         return self.drafter.on_message(message)
+
+    def _now_us(self) -> int:
+        return int(self._env.now * 1000)
 
     def _beat(self) -> Generator[simpy.Event, Any, None]:
         while True:

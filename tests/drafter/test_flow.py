@@ -1,0 +1,139 @@
+"""Flow over a link in virtual time: a delay, a bandwidth, and queues that may grow without end."""
+
+from collections import deque
+from itertools import count
+
+import pytest
+
+from drafter.flow import FIRST_WINDOW, MARKER_INTERVAL_US, MIN_WINDOW, Flow
+from wanspec_kernels.link_emulator import Direction
+
+STEP_US = 4000  # of a drafter's pass
+NODE_BYTES = 8
+
+
+class Wire:
+    """Drafts and markers up, answers down; `hold` keeps answers back."""
+
+    def __init__(self, round_trip_ms, mbit, jitter_ms=0.0):
+        self.up = Direction(round_trip_ms / 2, jitter_ms, mbit, "up")
+        self.down = Direction(round_trip_ms / 2, jitter_ms, None, "down")
+        self.flow = Flow(round(1000 * round_trip_ms))
+        self.now_us = 0
+        self.num_bytes = 0
+        self.waited_us = 0  # in queues, by the last draft
+        self.hold = False
+        self._least_us = round(500 * round_trip_ms)
+        self._answers = deque()
+
+    def run(self, seconds, nodes_a_pass=1000):
+        """Bytes a second."""
+        before, began = self.num_bytes, self.now_us
+        while self.now_us < began + 1e6 * seconds:
+            self.step(nodes_a_pass)
+        return (self.num_bytes - before) / seconds
+
+    def step(self, unsent):
+        self.now_us += STEP_US
+        while self._answers and self._answers[0][0] <= self.now_us and not self.hold:
+            arrives_us, clock_us = self._answers.popleft()
+            self.flow.answered(clock_us, max(arrives_us, self.now_us - STEP_US))
+        room = self.flow.room(self.now_us)
+        if room < unsent:
+            self.flow.held_back()
+        nodes = min(room, unsent)
+        if nodes:
+            size = NODE_BYTES * nodes
+            self.num_bytes += size
+            arrives_us = 1e6 * self.up.arrival(self.now_us / 1e6, size)
+            self.waited_us = arrives_us - self.now_us - self._least_us
+            self.flow.sent(size, nodes, self.now_us)
+        if self.flow.wants_marker(self.now_us):
+            self.flow.marked(self.now_us)
+            arrives_us = 1e6 * self.up.arrival(self.now_us / 1e6, 30)
+            back_us = 1e6 * self.down.arrival(arrives_us / 1e6, 30)
+            self._answers.append((back_us, self.now_us))
+
+
+@pytest.mark.parametrize("round_trip_ms", [5.0, 30.0, 150.0])
+@pytest.mark.parametrize("mbit", [0.5, 2.0, 20.0])
+def test_a_link_is_used_and_its_queue_stays_short(round_trip_ms, mbit):
+    wire = Wire(round_trip_ms, mbit)
+    wire.run(20.0)
+    waits = []
+    for _ in range(500):
+        wire.step(1000)
+        waits.append(wire.waited_us)
+    rate = wire.run(20.0)
+    wanted = 1000 * NODE_BYTES / STEP_US * 1e6
+    assert rate >= 0.85 * min(mbit * 125e3, wanted)
+    assert sorted(waits)[250] < 40_000
+
+
+def test_what_is_left_of_a_wide_link_is_not_taken():
+    wire = Wire(30.0, 1000.0)
+    assert wire.run(20.0, nodes_a_pass=50) == pytest.approx(50 * NODE_BYTES * 250, rel=0.01)
+
+
+def test_jitter_is_no_queue():
+    calm, jittery = (Wire(60.0, 100.0, jitter_ms=j) for j in (0.0, 8.0))
+    assert jittery.run(30.0) > 0.5 * calm.run(30.0)
+
+
+def test_a_cut_of_the_bandwidth_is_found_out():
+    wire = Wire(30.0, 50.0)
+    wire.run(10.0)
+    wire.up.limit(1.0)
+    wire.run(10.0)
+    waits = []
+    for _ in range(500):
+        wire.step(1000)
+        waits.append(wire.waited_us)
+    assert sorted(waits)[250] < 40_000
+
+
+def test_a_longer_way_is_believed_in_time():
+    wire = Wire(10.0, 50.0)
+    wire.run(10.0)
+    wire.up._delay_s += 0.1
+    wire.run(60.0)
+    assert wire.run(10.0) > 1e6
+
+
+def test_little_goes_where_nothing_is_answered_and_all_again_later():
+    wire = Wire(20.0, 50.0)
+    fast = wire.run(5.0)
+    wire.hold = True
+    wire.run(3.0)  # what the window still holds, and patience
+    assert wire.run(20.0) < MIN_WINDOW
+    assert wire.flow.window == MIN_WINDOW
+    wire.hold = False
+    wire.run(10.0)
+    assert wire.run(5.0) > 0.5 * fast
+
+
+def test_markers_are_few():
+    wire, markers = Wire(4.0, 50.0), []
+    mark = wire.flow.marked
+    wire.flow.marked = lambda now_us: (markers.append(now_us), mark(now_us))
+    wire.run(2.0)
+    assert 2e6 / MARKER_INTERVAL_US * 0.5 < len(markers) <= 2e6 / MARKER_INTERVAL_US + 1
+
+
+def test_answers_to_other_pings_say_nothing():
+    flow = Flow(0)
+    for now_us in count(0, 1000):
+        if now_us > 100_000:
+            break
+        flow.answered(now_us - 500, now_us)
+    assert flow.room(0) == FIRST_WINDOW // 4 // NODE_BYTES  # the rest a little later
+    flow.sent(4000, 500, 0)
+    assert flow.room(0) == 0
+    assert flow.room(1000) == FIRST_WINDOW // 4 // NODE_BYTES
+    flow.sent(12_000, 1500, 1000)
+    assert flow.room(90_000) == (FIRST_WINDOW - 16_000) // NODE_BYTES
+    assert flow.wants_marker(90_000)
+    flow.marked(90_000)
+    assert not flow.wants_marker(110_000)  # nothing was sent since
+    flow.answered(90_000, 110_000)
+    assert flow.room(110_000) == FIRST_WINDOW // 4 // NODE_BYTES
