@@ -17,8 +17,10 @@ help:
 demo: .venv/runtime.stamp
 	$(BIN)/wanspec demo
 
+# One worker a core, then one by one what would compete with itself.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not alone' -n logical --maxprocesses 8 -p no:benchmark
+	$(BIN)/python -m pytest -m alone
 
 check: .venv/dev.stamp
 	$(BIN)/python -m ruff check .

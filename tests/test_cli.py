@@ -91,6 +91,7 @@ def test_generate_writes_the_same_text_with_and_without_drafts():
     assert texts[0].strip()
 
 
+@pytest.mark.alone
 def test_demo_is_identical_to_the_target_alone():
     """Unpaced, so that the test is short; T=0 is below, with a drafter struck."""
     report = demo("--temperature", "0.8", "--max-tokens", "24", "--target-pass-ms", "0")
@@ -105,12 +106,14 @@ def test_demo_is_identical_to_the_target_alone():
     assert report["wire_bytes_per_token"] > 0
 
 
+@pytest.mark.alone
 def test_demo_rejection_runs_with_sampled_drafts():
     report = demo("--rule", "rejection", "--max-tokens", "24", "--prompt", "def add(self, other):")
     assert report["drafts"]["invalid"] == 0
     assert report["tokens_per_target_pass"] > 1
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("blow", "temperature"), [(signal.SIGKILL, "0"), (signal.SIGSTOP, "0.8")])
 def test_demo_survives_a_drafter_struck_halfway(blow, temperature):
     arguments = ["demo", "--json", "--max-tokens", "32", "--temperature", temperature]

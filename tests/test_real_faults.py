@@ -14,6 +14,7 @@ from bench.real_run import Bench, Paces
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, make_keys
 
+pytestmark = pytest.mark.alone
 LINK = EmulatedLink(20.0, 1.0, 50.0)
 TOKENS = 420
 FAULTS = (
