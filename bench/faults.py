@@ -29,7 +29,8 @@ from bench.real_run import Bench, Paces, until, welcomed
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
 from wanspec_kernels.protocol import Draft
-from wanspec_kernels.verifier.generation import Action, Generation
+from wanspec_kernels.verifier.actions import Action
+from wanspec_kernels.verifier.generation import Generation
 from wanspec_kernels.verifier.pool import HOME, Kind, Outcome
 from wanspec_kernels.verifier.service import VerifierService
 

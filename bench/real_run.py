@@ -14,9 +14,9 @@ from wanspec_kernels.demo.processes import RemoteDrafter
 from wanspec_kernels.demo.run import PacedTarget
 from wanspec_kernels.keys import AllowList, load_secret
 from wanspec_kernels.protocol import Draft, Open
-from wanspec_kernels.verifier.generation import Limits
 from wanspec_kernels.verifier.policies import ExpectedGain
 from wanspec_kernels.verifier.policy import Policy
+from wanspec_kernels.verifier.request import Limits
 from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
 
 READY_S = 60.0

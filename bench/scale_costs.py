@@ -19,9 +19,9 @@ from wanspec_kernels.simulation.scenario import REMOTE_SHAPE, DrafterProfile, Sc
 from wanspec_kernels.simulation.traced import PROMPT
 from wanspec_kernels.simulation.traces import load
 from wanspec_kernels.simulation.world import World
-from wanspec_kernels.verifier.generation import Limits
 from wanspec_kernels.verifier.policies import AlwaysLocal
 from wanspec_kernels.verifier.pool import Pool
+from wanspec_kernels.verifier.request import Limits
 
 TRACE = "bundled"
 ROWS = 16  # of a request's tree: sixteen requests are 256 rows, which a pass takes in its stride

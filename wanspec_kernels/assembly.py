@@ -12,8 +12,8 @@ from drafter.model import DraftModel
 from wanspec_kernels.bundled import model_path
 from wanspec_kernels.keys import AllowList, Secret
 from wanspec_kernels.target import Capacity, CaptureError, Target, TreeDecoder
-from wanspec_kernels.verifier.generation import Limits
 from wanspec_kernels.verifier.interfaces import TargetModel
+from wanspec_kernels.verifier.request import Limits
 from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
 from wanspec_kernels.vocabulary import format_fingerprint
 

@@ -10,18 +10,11 @@ import pytest
 from tests.verifier.fake_models import VOCAB_SIZE, FakeTarget, continuation, guess
 from wanspec_kernels.protocol import Draft, Expansion
 from wanspec_kernels.tree import DraftTree
-from wanspec_kernels.verifier.generation import (
-    Committed,
-    DraftAtHome,
-    Finished,
-    Generation,
-    Limits,
-    Request,
-    StartPass,
-    WaitUntil,
-)
+from wanspec_kernels.verifier.actions import Committed, DraftAtHome, Finished, StartPass, WaitUntil
+from wanspec_kernels.verifier.generation import Generation
 from wanspec_kernels.verifier.policies import ExpectedGain
 from wanspec_kernels.verifier.pool import HOME, Kind
+from wanspec_kernels.verifier.request import Limits, Request
 from wanspec_kernels.verifier.row_budget import RowBudget
 
 PROMPT = (3, 1, 4, 1, 5)

@@ -14,7 +14,8 @@ from wanspec_kernels.protocol import (
     Welcome,
     check_of,
 )
-from wanspec_kernels.verifier.generation import Generation, Request
+from wanspec_kernels.verifier.generation import Generation
+from wanspec_kernels.verifier.request import Request
 from wanspec_kernels.verifier.session import Session, SessionConfig, State
 
 OURS, THEIRS = bytes(range(32)), bytes(range(1, 33))

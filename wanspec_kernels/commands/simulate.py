@@ -53,7 +53,7 @@ def simulate(
     from wanspec_kernels.simulation.link import LinkProfile
     from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
     from wanspec_kernels.simulation.traces import load
-    from wanspec_kernels.verifier.generation import Limits
+    from wanspec_kernels.verifier.request import Limits
 
     try:
         round_trips = [float(part) for part in round_trip_ms.split(",") if part.strip()]

@@ -7,9 +7,9 @@ import numpy as np
 from drafter.growth import GrowthShape
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.trace import Trace
-from wanspec_kernels.verifier.generation import Limits
 from wanspec_kernels.verifier.policies import ExpectedGain
 from wanspec_kernels.verifier.policy import Policy
+from wanspec_kernels.verifier.request import Limits
 
 
 @dataclass(frozen=True, slots=True)

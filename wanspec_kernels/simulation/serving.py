@@ -11,18 +11,18 @@ from wanspec_kernels.simulation.machine import Batcher, Clock
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.traced import PROMPT, TracedProposer, TracedText
 from wanspec_kernels.tree import HostTree
-from wanspec_kernels.verifier.estimates import Estimates
-from wanspec_kernels.verifier.generation import (
+from wanspec_kernels.verifier.actions import (
     Action,
     Committed,
     DraftAtHome,
     Finished,
-    Generation,
-    Request,
     StartPass,
-    Statistics,
     WaitUntil,
 )
+from wanspec_kernels.verifier.estimates import Estimates
+from wanspec_kernels.verifier.generation import Generation
+from wanspec_kernels.verifier.request import Request
+from wanspec_kernels.verifier.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,29 @@
 """Generation: one request from prompt to last token, as a state machine."""
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, TypeAlias
+from typing import Literal
 
-from wanspec_kernels.protocol import MAX_DEPTH, MAX_DRAWS, Draft, Open
+from wanspec_kernels.protocol import MAX_DEPTH, Draft, Open
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.verifier import policy as policies
+from wanspec_kernels.verifier.actions import (
+    Action,
+    Committed,
+    DraftAtHome,
+    Finished,
+    StartPass,
+    WaitUntil,
+)
 from wanspec_kernels.verifier.estimates import Estimates
 from wanspec_kernels.verifier.policies import ExpectedGain
-from wanspec_kernels.verifier.policy import Arrival, Policy, View
+from wanspec_kernels.verifier.policy import Policy, View
 from wanspec_kernels.verifier.pool import HOME, Kind, Outcome, Pool, Selection
+from wanspec_kernels.verifier.replies import Replies
+from wanspec_kernels.verifier.request import Limits, Request
 from wanspec_kernels.verifier.row_budget import RowBudget
+from wanspec_kernels.verifier.statistics import Statistics
 
-MAX_COMMITS_TIMED = 64
-SILENT_PASSES = 3  # of the target; a remote not heard for so long, and a reply more, has gone
 AHEAD_ROWS = 128  # of the tree that home sees while the target runs
 
 # Of the target, that a request may be ahead of co-located speculation, and behind, and count on it.
@@ -24,91 +31,6 @@ CREDIT_PASSES = 6.0
 DEBT_PASSES = 8.0
 
 _NEWS = (Kind.NEW, Kind.LATE)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked for; sampling fields as in `SamplingParams`, one value each."""
-
-    number: int
-    token_ids: tuple[int, ...]  # the prompt
-    max_tokens: int
-    stop_token_ids: frozenset[int] = frozenset()
-    rule: Literal["match", "rejection"] = "match"
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    share_seed: bool = True  # under `match`: drafters may rank by the target's own noise
-    num_draws: int = 4  # under `rejection`: of each source at each expanded node
-    replacement: bool = False  # of those draws
-
-    def __post_init__(self) -> None:
-        if not self.token_ids:
-            raise ValueError("token_ids: expected a prompt of at least one token, got none")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens: expected at least 1, got {self.max_tokens}")
-        if not 1 <= self.num_draws <= MAX_DRAWS:
-            raise ValueError(f"num_draws: expected 1..{MAX_DRAWS}, got {self.num_draws}")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Sizes of one request's trees."""
-
-    max_rows: int = 64  # of a verified tree, the root among them
-    max_depth: int = 32  # of which a remote's base may be half behind
-    max_source_nodes: int = 2048  # kept in the pool for each source
-    max_length: int | None = None  # the target's positions: context and tree's rows together
-
-
-@dataclass(frozen=True, slots=True)
-class StartPass:
-    tree: HostTree
-
-
-@dataclass(frozen=True, slots=True)
-class DraftAtHome:
-    token_ids: tuple[int, ...]  # all that is committed
-    passes: int
-    known: Draft | None  # what is here already, to grow on
-
-
-@dataclass(frozen=True, slots=True)
-class WaitUntil:
-    at_ms: float  # then `tick`; or before, when a draft was offered
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    token_ids: tuple[int, ...]
-    sources: tuple[int | None, ...]  # of each token: who drafted it; None: the target's own
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    reason: Literal["length", "stop"]
-
-
-Action: TypeAlias = StartPass | DraftAtHome | WaitUntil | Committed | Finished
-
-
-@dataclass(slots=True)
-class Statistics:
-    target_passes: int = 0
-    rows: int = 0  # verified, roots included
-    local_draft_passes: int = 0
-    ahead_draft_passes: int = 0  # of those, while the target ran
-    home_failures: int = 0
-    tokens: int = 0
-    home_tokens_accepted: int = 0
-    remote_tokens_accepted: int = 0
-    waited_ms: float = 0.0
-    rounds_without_home: int = 0  # target passes before which home did nothing
-    accepted: list[int] = field(default_factory=list)  # drafts, of each pass
-    outcomes: Counter[Kind] = field(default_factory=Counter)
-    nodes_dropped: int = 0
 
 
 class _Phase(Enum):
@@ -183,9 +105,7 @@ class Generation:
         self._offered = False
         self._behind_ms = 0.0  # co-located speculation, by estimate
         self._followed = self._left = 0  # the pool's counts at the last commit
-        # By source: the newest base heard of, and when each length was committed.
-        self._replied: dict[int, int] = {}
-        self._committed_ms: dict[int, float] = {}
+        self._replies = Replies(self.estimates)
 
     @property
     def number(self) -> int:
@@ -243,7 +163,7 @@ class Generation:
     def retire(self, source: int) -> None:
         """A drafter has gone, and nothing is expected of it any more."""
         self.pool.retire(source)
-        self._replied.pop(source, None)
+        self._replies.retire(source)
         self.estimates.usefulness.retire(source)
         self.estimates.paces.pop(source, None)
         self.estimates.calibrations.pop(source, None)
@@ -252,7 +172,7 @@ class Generation:
         self._expect(_Phase.NEW)
         self._phase = _Phase.IDLE
         self._free_ms = now
-        self._committed_ms = {self.pool.length: now}
+        self._replies.committed(self.pool.length, now)
         return self._next(now)
 
     def offer(self, source: int, draft: Draft, now: float) -> Outcome:
@@ -263,7 +183,8 @@ class Generation:
         self.statistics.outcomes[outcome.kind] += 1
         self.statistics.nodes_dropped += outcome.dropped_nodes
         if outcome.kind in (Kind.NEW, Kind.LATE, Kind.DUPLICATE, Kind.STALE):
-            self._time_reply(source, draft.base_length, now)
+            if source != HOME:
+                self._replies.heard(source, draft.base_length, now)
             self._offered = True
         return outcome
 
@@ -315,9 +236,7 @@ class Generation:
         self._waited_ms = 0.0
         self._home_passes = 0
         self._home_is_spent = False
-        self._committed_ms[self.pool.length] = now
-        if len(self._committed_ms) > MAX_COMMITS_TIMED:
-            del self._committed_ms[next(iter(self._committed_ms))]
+        self._replies.committed(self.pool.length, now)
         end = self._finish(reason) if reason else self._next(now)
         return [Committed(tuple(committed), flags), *end]
 
@@ -444,41 +363,9 @@ class Generation:
             home_is_busy=self._home_began_ms is not None,
             home_passes_per_token=e.home_passes_per_token,
             behind_ms=self._behind_ms,
-            reply_ms=self._reply_ms(now),
-            arrivals=self._arrivals(selection, now),
+            reply_ms=self._replies.soonest_ms(self.pool.enrolled, now),
+            arrivals=self._replies.arrivals(self.pool.enrolled, selection),
         )
-
-    def _reply_ms(self, now: float) -> float | None:
-        """The soonest reply of a remote that has not fallen silent."""
-        patience_ms = SILENT_PASSES * self.estimates.target_pass_ms
-        return min(
-            (
-                pace.reply_ms
-                for source, pace in self.estimates.paces.items()
-                if source in self.pool.enrolled
-                and pace.reply_ms is not None
-                and pace.heard_ms is not None
-                and now - pace.heard_ms < pace.reply_ms + patience_ms
-            ),
-            default=None,
-        )
-
-    def _arrivals(self, selection: Selection, now: float) -> tuple[Arrival, ...]:
-        length = self.pool.length
-        found = []
-        for source, pace in self.estimates.paces.items():
-            if pace.reply_ms is None or source not in self.pool.enrolled:
-                continue
-            mass = selection.open_mass_of(source)
-            next_ms = None
-            if mass > 0 and pace.heard_ms is not None:
-                next_ms = pace.heard_ms + pace.every_ms
-            elif self._replied.get(source, 0) < length:
-                next_ms = self._committed_ms[length] + pace.reply_ms + pace.reply_deviation_ms
-                mass = selection.probabilities[0] if selection.depth == 0 else 0.0
-            if next_ms is not None:
-                found.append(Arrival(next_ms, pace.every_ms, mass, source))
-        return tuple(found)
 
     def _finish(self, reason: Literal["length", "stop"]) -> list[Action]:
         self._phase, self.finish_reason = _Phase.DONE, reason
@@ -501,17 +388,6 @@ class Generation:
             if token in self.request.stop_token_ids:
                 return list(token_ids[: i + 1]), "stop"
         return list(token_ids[:room]), "length" if len(token_ids) >= room else None
-
-    def _time_reply(self, source: int, base_length: int, now: float) -> None:
-        if source == HOME:
-            return
-        pace = self.estimates.pace(source)
-        pace.heard(now, self.estimates.target_pass_ms)
-        if base_length <= self._replied.get(source, 0):
-            return
-        self._replied[source] = base_length
-        if base_length in self._committed_ms:
-            pace.replied(now - self._committed_ms[base_length])
 
     def _expect(self, phase: _Phase) -> None:
         if self._phase is not phase:

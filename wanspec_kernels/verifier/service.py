@@ -13,24 +13,17 @@ from typing import Any, Literal, TypeVar
 from wanspec_kernels.keys import AllowList, Secret
 from wanspec_kernels.protocol import MAX_TREE_NODES, Draft
 from wanspec_kernels.sampling import SamplingParams
+from wanspec_kernels.verifier.actions import Committed, DraftAtHome, Finished, StartPass, WaitUntil
 from wanspec_kernels.verifier.endpoint import Endpoint, EndpointConfig, now_ms
 from wanspec_kernels.verifier.estimates import Estimates
-from wanspec_kernels.verifier.generation import (
-    Committed,
-    DraftAtHome,
-    Finished,
-    Generation,
-    Limits,
-    Request,
-    StartPass,
-    Statistics,
-    WaitUntil,
-)
+from wanspec_kernels.verifier.generation import Generation
 from wanspec_kernels.verifier.interfaces import HomeDrafter, TargetModel
 from wanspec_kernels.verifier.policies import ExpectedGain
 from wanspec_kernels.verifier.policy import Policy
+from wanspec_kernels.verifier.request import Limits, Request
 from wanspec_kernels.verifier.row_budget import RowBudget
 from wanspec_kernels.verifier.session import Session
+from wanspec_kernels.verifier.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
