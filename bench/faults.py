@@ -41,14 +41,15 @@ TEMPERATURE = 0.6
 STRIKES_AFTER = 0.2  # of the text
 
 
-Heard = tuple[float, tuple[int, int]]  # when, in s; and of which generation's which source
+Heard = tuple[float, tuple[Generation, int]]  # when, in s; and of which generation's which source
 
 
 @dataclass
 class Record:
     """What a run's generations saw; times in s."""
 
-    began: list[float] = field(default_factory=list)  # of each: a restart begins another
+    generations: list[Generation] = field(default_factory=list)  # a restart begins another
+    began: list[float] = field(default_factory=list)  # of each
     committed: list[float] = field(default_factory=list)
     opened: list[Heard] = field(default_factory=list)  # OPEN was sent
     useful: list[Heard] = field(default_factory=list)  # a remote draft added something
@@ -59,7 +60,7 @@ class Record:
         if self.mended is None:
             return None
         for at, of in self.useful:
-            if at > self.mended and of[0] == len(self.began):
+            if at > self.mended and of[0] is self.generations[-1]:
                 opened = max(t for t, whom in self.opened if whom == of and t <= at)
                 return 1e3 * (at - max(self.mended, opened))
         return None
@@ -71,17 +72,18 @@ def recording() -> Iterator[Record]:
     start, offer, enrol = Generation.start, Generation.offer, Generation.enrol
 
     def spied_start(self: Generation, now: float) -> list[Action]:
+        record.generations.append(self)
         record.began.append(time.monotonic())
         return start(self, now)
 
     def spied_offer(self: Generation, source: int, draft: Draft, now: float) -> Outcome:
         outcome = offer(self, source, draft, now)
         if source != HOME and outcome.kind in (Kind.NEW, Kind.LATE):
-            record.useful.append((time.monotonic(), (len(record.began), source)))
+            record.useful.append((time.monotonic(), (self, source)))
         return outcome
 
     def spied_enrol(self: Generation, source: int, round_trip_ms: float | None = None) -> None:
-        record.opened.append((time.monotonic(), (len(record.began), source)))
+        record.opened.append((time.monotonic(), (self, source)))
         enrol(self, source, round_trip_ms)
 
     Generation.start, Generation.offer, Generation.enrol = (  # type: ignore[method-assign]

@@ -47,7 +47,7 @@ class Connection:
         self.round_trip_us = 0  # 0 = not known yet
         self.conversed = False  # a PING was answered: a verifier that only greets is no good one
         self.hello = hello
-        self.flow = Flow(0)
+        self.flow = Flow(0, 0)
         self._session = session
         self._heard_us = hello.clock_us
         self._pinged_us = hello.clock_us
@@ -72,10 +72,10 @@ class Connection:
                 return []
             case Ping(clock_us=clock_us):
                 return [Pong(clock_us, now_us)]
-            case Pong(clock_us=clock_us):
+            case Pong(clock_us, peer_clock_us):
                 self.conversed = True
                 self._on_round_trip(now_us - clock_us)
-                self.flow.answered(clock_us, now_us)
+                self.flow.answered(clock_us, peer_clock_us, now_us)
                 return []
         if self.welcome is None:
             return [Error.of(ErrorCode.UNEXPECTED, "expected WELCOME first")]
@@ -118,7 +118,7 @@ class Connection:
         self.welcome = message
         self._pinged_us = now_us
         self._on_round_trip(now_us - message.clock_us)
-        self.flow = Flow(self.round_trip_us)
+        self.flow = Flow(self.round_trip_us, message.verifier_clock_us - message.clock_us)
         log.info("welcome: round trip %.1f ms", self.round_trip_us / 1000)
         return []
 

@@ -7,10 +7,10 @@ MIN_WINDOW = 512
 MAX_WINDOW = 4 * 1024 * 1024
 MAX_MARKERS = 16  # on their way at a time
 MARKER_INTERVAL_US = 10_000  # between two, at least
-RECENT = 3  # round trips, of which the least counts: one may be late by jitter
-LEAST_HOLDS_US = 30_000_000  # the least round trip is measured anew after so long
-LOST_AFTER_US = 2_000_000  # a marker, beside twice the least round trip
-SLACK_US = (10_000, 20_000)  # what drafts may wait on their way: half of the least round trip,
+RECENT = 3  # ways, of which the least counts: one may be late by jitter
+LEAST_HOLDS_US = 30_000_000  # the least way is measured anew after so long: clocks drift
+LOST_AFTER_US = 2_000_000  # a marker, beside twice the round trip
+SLACK_US = (10_000, 20_000)  # what drafts may wait on their way: half of the round trip,
 SLACK_SHARE = 0.5  # within these bounds
 FIRST_NODE_BYTES = 8.0
 
@@ -18,26 +18,28 @@ FIRST_NODE_BYTES = 8.0
 class Flow:
     """Keeps the queues of a link short: drafts wait at the drafter, where a commit prunes them.
 
-    A marker, which is a PING, goes behind drafts; once it is answered, so much has arrived. Its
-    round trip over the least one seen is the time that drafts spend in queues. The window of bytes
-    on their way grows by a quarter while that is little and the window is all that holds drafts
-    back, and else shrinks by as much as the round trip has grown (as TCP Vegas: Brakmo and
+    A marker, which is a PING, goes behind drafts; once it is answered, so much has arrived. The
+    answer also says when, by the verifier's clock: how much later than at the earliest is the time
+    that drafts spend in queues, however late the answer is read. The window of bytes on their way
+    grows by a quarter while that is little and the window is all that holds drafts back, and else
+    shrinks by as much as the round trip has grown (as TCP Vegas: Brakmo and
     Peterson 1995, and FAST: Wei et al. 2006). Where it never is idle by itself, the link is left
     to empty now and then, as long as a marker with nothing before it takes (as BBR: Cardwell et al.
     2016): else what waits would come to be taken for the way.
     """
 
-    def __init__(self, round_trip_us: int) -> None:
-        """`round_trip_us`: of what was said before the first draft."""
+    def __init__(self, round_trip_us: int, way_us: int) -> None:
+        """Of what was said before the first draft; a way is from our clock to the verifier's."""
         self.window = FIRST_WINDOW
         self._sent = self._arrived = 0  # bytes, of drafts
         self._node_bytes = FIRST_NODE_BYTES
         self._markers: dict[int, int] = {}  # by clock reading: bytes sent before
         self._sent_us = self._marked_us = -LEAST_HOLDS_US  # long ago
         self._is_limit = False  # the window has held drafts back
-        self._recent: list[int] = []  # round trips since the window was last adjusted
+        self._recent: list[int] = []  # ways since the window was last adjusted
         self._adjusted_us = 0
-        self._least_us = max(0, round_trip_us)
+        self._round_trip_us = max(1, round_trip_us)
+        self._least_us = way_us
         self._least_since_us: int | None = None  # None: not while drafts went
         self._was_limit = False  # since then
         self._is_emptying = False
@@ -49,7 +51,7 @@ class Flow:
         if self._is_emptying:
             return 0
         # Spread over the round trip: all at once would wait for itself.
-        share = (now_us - self._sent_us) / max(1, self._least_us)
+        share = (now_us - self._sent_us) / self._round_trip_us
         paced = min(share * self.window, max(self.window / 4, MIN_WINDOW))
         room = min(paced, self.window - (self._sent - self._arrived))
         return max(0, int(room / self._node_bytes))
@@ -77,7 +79,7 @@ class Flow:
 
     @property
     def _interval_us(self) -> float:
-        return max(MARKER_INTERVAL_US, self._least_us / MAX_MARKERS)
+        return max(MARKER_INTERVAL_US, self._round_trip_us / MAX_MARKERS)
 
     def marked(self, now_us: int) -> None:
         if self._is_emptying and self._sent == self._arrived:
@@ -85,34 +87,35 @@ class Flow:
         self._markers[now_us] = self._sent
         self._marked_us = now_us
 
-    def answered(self, clock_us: int, now_us: int) -> None:
+    def answered(self, clock_us: int, peer_clock_us: int, now_us: int) -> None:
         """A PONG came, of a marker or of any other PING."""
         if clock_us not in self._markers:
             return
         self._arrived = self._markers[clock_us]
         # Answers come in order: of those before, none will.
         self._markers = {c: sent for c, sent in self._markers.items() if c > clock_us}
-        round_trip_us = now_us - clock_us
+        way_us = peer_clock_us - clock_us
         if self._least_since_us is None:
             self._least_since_us = now_us
-        if round_trip_us < self._least_us or clock_us == self._alone_us:
-            self._least_us, self._least_since_us = round_trip_us, now_us
+        if way_us < self._least_us or clock_us == self._alone_us:
+            self._least_us, self._least_since_us = way_us, now_us
             self._was_limit = self._is_emptying = False
         elif now_us - self._least_since_us > LEAST_HOLDS_US:
             self._is_emptying = self._was_limit
             if not self._was_limit:  # the link was empty between drafts
-                self._least_us = min(*self._recent, round_trip_us, round_trip_us)
+                self._least_us = min(*self._recent, way_us, way_us)
                 self._least_since_us = now_us
         if not self._is_emptying and clock_us >= self._adjusted_us:
-            self._recent.append(round_trip_us)
+            self._recent.append(way_us)
             if len(self._recent) == RECENT:
-                self._adjust(now_us, self._least_us)
+                self._adjust(now_us)
 
-    def _adjust(self, now_us: int, least_us: int) -> None:
-        slack = min(max(SLACK_SHARE * least_us, SLACK_US[0]), SLACK_US[1])
-        queued = max(0, min(self._recent) - least_us)
+    def _adjust(self, now_us: int) -> None:
+        round_trip_us = self._round_trip_us
+        slack = min(max(SLACK_SHARE * round_trip_us, SLACK_US[0]), SLACK_US[1])
+        queued = max(0, min(self._recent) - self._least_us)
         if queued > slack:
-            shrunk = self.window * (least_us + slack) / (least_us + queued)
+            shrunk = self.window * (round_trip_us + slack) / (round_trip_us + queued)
             self.window = max(MIN_WINDOW, int(shrunk))
         elif self._is_limit:
             self.window = min(MAX_WINDOW, self.window + self.window // 4)
@@ -122,7 +125,7 @@ class Flow:
 
     def _forget_lost(self, now_us: int) -> None:
         """Where nothing is answered, little goes, but not nothing: a marker can get lost."""
-        patience = LOST_AFTER_US + 2 * self._least_us
+        patience = LOST_AFTER_US + 2 * self._round_trip_us
         for clock_us, sent in list(self._markers.items()):
             if now_us - clock_us > patience:
                 del self._markers[clock_us]

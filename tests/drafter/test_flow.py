@@ -10,6 +10,7 @@ from wanspec_kernels.link_emulator import Direction
 
 STEP_US = 4000  # of a drafter's pass
 NODE_BYTES = 8
+OFFSET_US = -7_000_000  # of the verifier's clock
 
 
 class Wire:
@@ -18,7 +19,7 @@ class Wire:
     def __init__(self, round_trip_ms, mbit, jitter_ms=0.0):
         self.up = Direction(round_trip_ms / 2, jitter_ms, mbit, "up")
         self.down = Direction(round_trip_ms / 2, jitter_ms, None, "down")
-        self.flow = Flow(round(1000 * round_trip_ms))
+        self.flow = Flow(round(1000 * round_trip_ms), OFFSET_US + round(500 * round_trip_ms))
         self.now_us = 0
         self.num_bytes = 0
         self.waited_us = 0  # in queues, by the last draft
@@ -36,8 +37,8 @@ class Wire:
     def step(self, unsent):
         self.now_us += STEP_US
         while self._answers and self._answers[0][0] <= self.now_us and not self.hold:
-            arrives_us, clock_us = self._answers.popleft()
-            self.flow.answered(clock_us, max(arrives_us, self.now_us - STEP_US))
+            _, *answer = self._answers.popleft()
+            self.flow.answered(*answer, self.now_us)
         room = self.flow.room(self.now_us)
         if room < unsent:
             self.flow.held_back()
@@ -52,7 +53,7 @@ class Wire:
             self.flow.marked(self.now_us)
             arrives_us = 1e6 * self.up.arrival(self.now_us / 1e6, 30)
             back_us = 1e6 * self.down.arrival(arrives_us / 1e6, 30)
-            self._answers.append((back_us, self.now_us))
+            self._answers.append((back_us, self.now_us, OFFSET_US + round(arrives_us)))
 
 
 @pytest.mark.parametrize("round_trip_ms", [5.0, 30.0, 150.0])
@@ -121,11 +122,11 @@ def test_markers_are_few():
 
 
 def test_answers_to_other_pings_say_nothing():
-    flow = Flow(0)
+    flow = Flow(1, 0)
     for now_us in count(0, 1000):
         if now_us > 100_000:
             break
-        flow.answered(now_us - 500, now_us)
+        flow.answered(now_us - 500, now_us, now_us)
     assert flow.room(0) == FIRST_WINDOW // 4 // NODE_BYTES  # the rest a little later
     flow.sent(4000, 500, 0)
     assert flow.room(0) == 0
@@ -135,5 +136,5 @@ def test_answers_to_other_pings_say_nothing():
     assert flow.wants_marker(90_000)
     flow.marked(90_000)
     assert not flow.wants_marker(110_000)  # nothing was sent since
-    flow.answered(90_000, 110_000)
+    flow.answered(90_000, 100_000, 110_000)
     assert flow.room(110_000) == FIRST_WINDOW // 4 // NODE_BYTES

@@ -95,7 +95,10 @@ class Remote:
             self.source, str(self.source), vocabulary=VOCABULARY, now=now
         )
         self.session.on_message(self._hello, now)
-        self._flow = Flow(int(1000 * self.profile.link.round_trip_ms))
+        # As WELCOME, which is not carried, would say.
+        way_us = int(500 * self.profile.link.round_trip_ms)
+        offset_us = int(1000 * (now - self._env.now))
+        self._flow = Flow(2 * way_us, way_us + offset_us)
 
     def _draft(self) -> Generator[simpy.Event, Any, None]:
         """One pass after another; what comes in the meantime is read between them."""
@@ -140,8 +143,8 @@ class Remote:
         match message:
             case Ping(clock_us):
                 return [Pong(clock_us, self._now_us())]
-            case Pong(clock_us):
-                self._flow.answered(clock_us, self._now_us())
+            case Pong(clock_us, peer_clock_us):
+                self._flow.answered(clock_us, peer_clock_us, self._now_us())
                 return []
         return self.drafter.on_message(message)
 
