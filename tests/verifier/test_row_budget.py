@@ -21,6 +21,11 @@ def test_rows_that_cost_nothing_are_all_taken():
     assert set(settled(lambda rows: 30.0, [1, 5, 40])) == {64}
 
 
+def test_what_costs_no_more_than_noise_is_free():
+    """No late row is accepted for long: the smallest trees would win by a thousandth."""
+    assert set(settled(lambda rows: 30.0 + 0.01 * rows, [1])) == {64}
+
+
 def test_rows_that_cost_are_taken_where_they_bring_something():
     chosen = settled(lambda rows: 17.0 + 1.0 * rows, [1, 3, 6])
     assert sorted(set(chosen)) == [8, 64]
