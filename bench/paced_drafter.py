@@ -1,19 +1,15 @@
 """`wanspec-drafter` with passes of a stated time: another machine's, whatever this one's.
 
-python -m bench.paced_drafter --pass-ms 40 [--width 48] <options of wanspec-drafter>
+python -m bench.paced_drafter --pass-ms 40 <options of wanspec-drafter>
 """
 
 import argparse
 import sys
 import time
-from dataclasses import replace
-from functools import partial
 
 import drafter.main
-from drafter.growth import GrowthShape
 from drafter.session import Session
 from wanspec_kernels.protocol import Error
-from wanspec_kernels.simulation.scenario import REMOTE_SHAPE
 
 
 class PacedSession(Session):
@@ -37,14 +33,11 @@ class PacedSession(Session):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pass-ms", type=float, required=True)
-    parser.add_argument("--width", type=int, help="rows a pass, in the simulator's remotes' shape")
     options, rest = parser.parse_known_args()
     sessions: list[PacedSession] = []
-    shape = replace(REMOTE_SHAPE, width=options.width) if options.width else GrowthShape()
 
     def paced(*args: object, **more: object) -> PacedSession:
-        make = partial(PacedSession, pass_s=options.pass_ms / 1e3, shape=shape)
-        sessions.append(make(*args, **more))
+        sessions.append(PacedSession(*args, pass_s=options.pass_ms / 1e3, **more))
         return sessions[-1]
 
     drafter.main.Session = paced  # type: ignore[assignment, misc]
