@@ -32,7 +32,6 @@ from wanspec_kernels.recording import record
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.measures import measure
 from wanspec_kernels.simulation.scenario import (
-    HOME_SHAPE,
     REMOTE_SHAPE,
     DrafterProfile,
     Machine,
@@ -102,7 +101,6 @@ def simulate(
             (drafter,) if drafter else (),
             target=Machine(scale * p.target_ms),
             home=Machine(scale * p.home_ms),
-            home_shape=HOME_SHAPE,
             tokens=tokens,
             seed=seed,
         )
@@ -197,7 +195,7 @@ def study(
         make_keys(folder, 1)
         p = PACES
         paces = Paces(scale * p.target_ms, scale * p.home_ms, scale * p.remote_ms)
-        bench = Bench(pair, paces, folder, HOME_SHAPE)
+        bench = Bench(pair, paces, folder)
         for case in cases:
             link = CASES[case]
             real = asyncio.run(run_real(bench, link, texts, tokens, scale))

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from drafter.growth import GrowthShape
 from drafter.home import HomeDrafter
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import RemoteDrafter
@@ -62,7 +61,6 @@ class Bench:
     pair: Pair
     paces: Paces
     folder: Path
-    home_shape: GrowthShape | None = None
 
     @asynccontextmanager
     async def service(
@@ -70,7 +68,7 @@ class Bench:
     ) -> AsyncIterator[VerifierService]:
         """A verifier process's worth of state, all of it new; `bind` None: co-located."""
         assert self.pair.home is not None
-        drafter = HomeDrafter(self.pair.home, shape=self.home_shape)
+        drafter = HomeDrafter(self.pair.home)
         service = VerifierService(
             PacedTarget(self.pair.decoder("match"), self.paces.target_ms),
             vocabulary=self.pair.target.vocabulary,

@@ -10,6 +10,16 @@ from drafter.growth import Growth, GrowthShape
 from drafter.passes import Drafting, Model, Proposer, proposer_of, run_pass
 from wanspec_kernels.protocol import Draft, Open
 
+# A pass takes the time of others' requests: where the draft is sure, few nodes are worth a row.
+HOME_SHAPE = GrowthShape(
+    width=16,
+    min_share=0.08,
+    max_children=8,
+    max_root_children=16,
+    min_probability=0.002,
+    min_path_probability=0.002,
+)
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -23,9 +33,9 @@ class HomeDrafter:
     Safe to call from several threads; calls then wait for each other.
     """
 
-    def __init__(self, model: Model | Proposer, *, shape: GrowthShape | None = None) -> None:
+    def __init__(self, model: Model | Proposer, *, shape: GrowthShape = HOME_SHAPE) -> None:
         self._proposer = proposer_of(model)
-        self._shape = shape or GrowthShape()
+        self._shape = shape
         self._entries: dict[int, _Entry] = {}
         self._lock = Lock()
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drafter.connection import Backoff, Connection
+from drafter.growth import GrowthShape
 from drafter.home import HomeDrafter
 from drafter.key_values import KeyValueStore
 from drafter.session import Limits, Session
@@ -302,7 +303,7 @@ def test_backoff_is_bounded_and_jittered():
 
 
 def test_home_drafts_on_call_and_catches_up(model):
-    home = HomeDrafter(model)
+    home = HomeDrafter(model, shape=GrowthShape())
     home.open(open_request((1, 2, 3), request=5, max_nodes=32))
     (draft,) = home.draft(5, [1, 2, 3], 1)
     assert (draft.base_length, max(map(len, paths_of(draft)))) == (3, 1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from drafter.growth import GrowthShape
+from drafter.home import HOME_SHAPE
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.trace import Trace
 from wanspec_kernels.verifier.policies import ExpectedGain
@@ -40,14 +41,6 @@ class Machine:
 
 
 REMOTE_SHAPE = GrowthShape.wide()
-HOME_SHAPE = GrowthShape(
-    width=16,
-    min_share=0.08,
-    max_children=8,
-    max_root_children=16,
-    min_probability=0.002,
-    min_path_probability=0.002,
-)
 
 
 @dataclass(frozen=True, slots=True)
