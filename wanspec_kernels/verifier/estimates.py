@@ -8,6 +8,7 @@ from wanspec_kernels.confidence import Calibration
 from wanspec_kernels.verifier.usefulness import Usefulness
 
 CO_LOCATED_PASSES = 16
+CO_LOCATED_ERROR = 0.05
 # What took longer, in target passes, is no pace but a pause: a clock jumped, a process stood still.
 MAX_ROUND_PASSES = 4.0
 MAX_REPLY_GROWTH = 4.0  # of a reply over those before
@@ -51,7 +52,6 @@ class Estimates:
     prior_coverage: float = 0.85
     prior_levels: float = 8.0
     fading: float = 0.98  # a target pass
-    co_located_luck: float = 1.08
     target_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     home_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))  # a draft pass
     home_retry: float = 50.0  # a sample is forgotten after so many times its own duration
@@ -98,8 +98,8 @@ class Estimates:
     def co_located_tokens_per_ms(self) -> float:
         """What fixed rounds of home passes and a target pass would bring, at their best.
 
-        Levels are accepted as those of late were. That of all levels have the mean's chance is
-        unkind to co-located speculation, whose lucky runs are long: hence `co_located_luck`.
+        Levels are accepted as those of late were. Less `CO_LOCATED_ERROR`, for an estimate that errs
+        the other way has home work for nothing.
         """
         best = tokens = 0.0
         ms, level = self.target_pass_ms, 1.0
@@ -108,7 +108,7 @@ class Estimates:
             best = max(best, tokens / ms)
             level *= self.acceptance
             ms += self.home_pass_ms
-        return self.co_located_luck * best
+        return (1.0 - CO_LOCATED_ERROR) * best
 
     def pace(self, source: int) -> Pace:
         return self.paces.setdefault(source, Pace())
