@@ -98,7 +98,7 @@ class Estimates:
     def co_located_tokens_per_ms(self) -> float:
         """What fixed rounds of home passes and a target pass would bring, at their best.
 
-        Levels are accepted as those of late were. Less `CO_LOCATED_ERROR`, for an estimate that errs
+        Levels are accepted as those of late were. Less `CO_LOCATED_ERROR`, as an estimate that errs
         the other way has home work for nothing.
         """
         best = tokens = 0.0
