@@ -67,7 +67,7 @@ def test_faults_leave_co_located_speculation(trace):
 def test_a_drafter_of_no_use_costs_little(trace):
     """It is heard, and near, and has 16 nodes: home may not count on it.
 
-    Held against home by itself, which works ahead and is a tenth faster than co-located speculation.
+    Held against home by itself, which works ahead: a tenth faster than co-located speculation.
     """
     useless = DrafterProfile(LinkProfile(2.0), Machine(25.0), SHAPE, 16)
     base = Scenario(trace, (useless,), home_shape=SHAPE, tokens=300, seed=3)
