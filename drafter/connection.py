@@ -93,10 +93,7 @@ class Connection:
 
     def marker(self, now_us: int) -> list[Message]:
         """The PING that says when the drafts sent so far have arrived, if it is time for one."""
-        if not self.flow.wants_marker(now_us):
-            return []
-        self.flow.marked(now_us)
-        return [Ping(now_us, self.round_trip_us)]
+        return [Ping(now_us, self.round_trip_us)] if self.flow.mark(now_us) else []
 
     @property
     def _silent_us(self) -> int:

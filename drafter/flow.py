@@ -56,9 +56,12 @@ class Flow:
         room = min(paced, self.window - (self._sent - self._arrived))
         return max(0, int(room / self._node_bytes))
 
-    def held_back(self) -> None:
-        """There was more to send than room."""
-        self._is_limit = self._was_limit = True
+    def allowance(self, unsent: int, now_us: int) -> int:
+        """`room`, asked by who has so many nodes to send."""
+        room = self.room(now_us)
+        if room < unsent:
+            self._is_limit = self._was_limit = True
+        return room
 
     def sent(self, num_bytes: int, num_nodes: int, now_us: int) -> None:
         """A DRAFT is on its way."""
@@ -66,8 +69,17 @@ class Flow:
         self._sent_us = now_us
         self._node_bytes += 0.1 * (num_bytes / max(1, num_nodes) - self._node_bytes)
 
-    def wants_marker(self, now_us: int) -> bool:
-        """Whether a PING with this clock reading is to follow; then tell `marked`."""
+    def mark(self, now_us: int) -> bool:
+        """Whether it is time for a marker: then a PING with this clock reading has to follow."""
+        if not self._wants_marker(now_us):
+            return False
+        if self._is_emptying and self._sent == self._arrived:
+            self._alone_us = now_us
+        self._markers[now_us] = self._sent
+        self._marked_us = now_us
+        return True
+
+    def _wants_marker(self, now_us: int) -> bool:
         if self._is_emptying:
             return not self._markers
         last = max(self._markers.values(), default=self._arrived)
@@ -80,12 +92,6 @@ class Flow:
     @property
     def _interval_us(self) -> float:
         return max(MARKER_INTERVAL_US, self._round_trip_us / MAX_MARKERS)
-
-    def marked(self, now_us: int) -> None:
-        if self._is_emptying and self._sent == self._arrived:
-            self._alone_us = now_us
-        self._markers[now_us] = self._sent
-        self._marked_us = now_us
 
     def answered(self, clock_us: int, peer_clock_us: int, now_us: int) -> None:
         """A PONG came, of a marker or of any other PING."""

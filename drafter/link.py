@@ -177,10 +177,8 @@ class Link:
         unsent = self._session.num_unsent
         if not unsent:
             return
-        flow, room = connection.flow, connection.flow.room(_now_us())
-        if room < unsent:
-            flow.held_back()
-        self._send(socket, connection, self._session.drafts(room))
+        allowance = connection.flow.allowance(unsent, _now_us())
+        self._send(socket, connection, self._session.drafts(allowance))
         self._send(socket, connection, connection.marker(_now_us()))
 
     def _receive(self, socket: zmq.Socket[bytes], connection: Connection) -> None:

@@ -21,7 +21,7 @@ class Wire:
         self.down = Direction(round_trip_ms / 2, jitter_ms, None, "down")
         self.flow = Flow(round(1000 * round_trip_ms), OFFSET_US + round(500 * round_trip_ms))
         self.now_us = 0
-        self.num_bytes = 0
+        self.num_bytes = self.num_markers = 0
         self.waited_us = 0  # in queues, by the last draft
         self.hold = False
         self._least_us = round(500 * round_trip_ms)
@@ -39,18 +39,15 @@ class Wire:
         while self._answers and self._answers[0][0] <= self.now_us and not self.hold:
             _, *answer = self._answers.popleft()
             self.flow.answered(*answer, self.now_us)
-        room = self.flow.room(self.now_us)
-        if room < unsent:
-            self.flow.held_back()
-        nodes = min(room, unsent)
+        nodes = min(self.flow.allowance(unsent, self.now_us), unsent)
         if nodes:
             size = NODE_BYTES * nodes
             self.num_bytes += size
             arrives_us = 1e6 * self.up.arrival(self.now_us / 1e6, size)
             self.waited_us = arrives_us - self.now_us - self._least_us
             self.flow.sent(size, nodes, self.now_us)
-        if self.flow.wants_marker(self.now_us):
-            self.flow.marked(self.now_us)
+        if self.flow.mark(self.now_us):
+            self.num_markers += 1
             arrives_us = 1e6 * self.up.arrival(self.now_us / 1e6, 30)
             back_us = 1e6 * self.down.arrival(arrives_us / 1e6, 30)
             self._answers.append((back_us, self.now_us, OFFSET_US + round(arrives_us)))
@@ -114,11 +111,9 @@ def test_little_goes_where_nothing_is_answered_and_all_again_later():
 
 
 def test_markers_are_few():
-    wire, markers = Wire(4.0, 50.0), []
-    mark = wire.flow.marked
-    wire.flow.marked = lambda now_us: (markers.append(now_us), mark(now_us))
+    wire = Wire(4.0, 50.0)
     wire.run(2.0)
-    assert 2e6 / MARKER_INTERVAL_US * 0.5 < len(markers) <= 2e6 / MARKER_INTERVAL_US + 1
+    assert 2e6 / MARKER_INTERVAL_US * 0.5 < wire.num_markers <= 2e6 / MARKER_INTERVAL_US + 1
 
 
 def test_answers_to_other_pings_say_nothing():
@@ -133,8 +128,7 @@ def test_answers_to_other_pings_say_nothing():
     assert flow.room(1000) == FIRST_WINDOW // 4 // NODE_BYTES
     flow.sent(12_000, 1500, 1000)
     assert flow.room(90_000) == (FIRST_WINDOW - 16_000) // NODE_BYTES
-    assert flow.wants_marker(90_000)
-    flow.marked(90_000)
-    assert not flow.wants_marker(110_000)  # nothing was sent since
+    assert flow.mark(90_000)
+    assert not flow.mark(110_000)  # nothing was sent since
     flow.answered(90_000, 100_000, 110_000)
     assert flow.room(110_000) == FIRST_WINDOW // 4 // NODE_BYTES

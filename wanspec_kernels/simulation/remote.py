@@ -129,14 +129,10 @@ class Remote:
         unsent, now_us = self.drafter.num_unsent, self._now_us()
         if not unsent:
             return
-        room = self._flow.room(now_us)
-        if room < unsent:
-            self._flow.held_back()
-        for draft in self.drafter.drafts(room):
+        for draft in self.drafter.drafts(self._flow.allowance(unsent, now_us)):
             self._flow.sent(len(encode(draft)), len(draft.token_ids), now_us)
             self._send(self.up, [draft], self._hear)
-        if self._flow.wants_marker(now_us):
-            self._flow.marked(now_us)
+        if self._flow.mark(now_us):
             self._send(self.up, [Ping(now_us, 0)], self._hear)
 
     def _answers(self, message: Message) -> list[Message]:
