@@ -8,10 +8,8 @@ error of the whole output) before it is timed. Needs a CUDA device.
 """
 
 import random
-import sys
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,11 +18,11 @@ import torch
 import typer
 from torch import Tensor
 
-from bench import machine, table
+from bench import table
 from bench.attention_cases import AttentionCase, Layout, make_case
 from bench.attention_peer_adapters import PEERS
 from bench.peer_adapters import NotInstalled
-from bench.timing import copy_bandwidth, time_calls
+from bench.timing import time_calls
 
 OURS = ("cuda", "triton")
 LABELS = {"cuda": "ours, CUDA", "triton": "ours, Triton"} | {p.name: p.label for p in PEERS}
@@ -73,12 +71,7 @@ def main(
         typer.echo("skipped: attention beside peers: no CUDA device here")
         return
     device = torch.device("cuda")
-    results: dict[str, Any] = {
-        "format": table.FORMAT,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["python", "-m", "bench.attention_peers", *sys.argv[1:]],
-        "machine": machine.describe(commit),
-        "copy_bytes_per_second": copy_bandwidth(device),
+    results = table.begin("bench.attention_peers", commit, device) | {
         "operations_per_second": matrix_rate(device),
         "skipped": {},
         "rows": [],

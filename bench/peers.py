@@ -8,10 +8,8 @@ Each of our backends must give what the reference gives before it is timed, and 
 must make sense. Without a GPU small shapes run on the reference and on torch alone.
 """
 
-import sys
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from fnmatch import fnmatch
 from math import ceil
 from pathlib import Path
@@ -20,10 +18,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from bench import machine, table
+from bench import table
 from bench.cases import MODES, RULES, Case, accepted_case
 from bench.peer_adapters import PEERS, NotInstalled, Peer
-from bench.timing import Timing, copy_bandwidth, extra_bytes, time_calls
+from bench.timing import Timing, extra_bytes, time_calls
 
 OURS = ("cuda", "triton")
 SHAPES = ((1, 64), (8, 64), (64, 8), (64, 64), (256, 8))
@@ -260,16 +258,7 @@ def main(
     chosen = [row for row in all_rows(vocab or (4096 if tiny else 128_256), tiny) if wanted(row.id)]
     if not chosen:
         raise typer.BadParameter(f"no row matches {rows!r}")
-    facts = machine.describe(commit)
-    results = {
-        "format": 1,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["python", "-m", "bench.peers", *sys.argv[1:]],
-        "machine": facts,
-        "copy_bytes_per_second": copy_bandwidth(device),
-        "skipped": {},
-        "rows": [],
-    }
+    results = table.begin("bench.peers", commit, device) | {"skipped": {}, "rows": []}
     typer.echo(table.heading(results))
     ours = runnable(device, results["skipped"])
     for name, why in results["skipped"].items():

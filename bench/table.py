@@ -1,12 +1,17 @@
 """Results as JSON and as Markdown: the tables of README and docs are drawn from the file."""
 
 import json
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 
+from bench import machine
 from bench.peer_adapters import PEERS
+from bench.timing import copy_bandwidth
 
 FORMAT = 1
 OURS = {"cuda": "ours, CUDA", "triton": "ours, Triton", "reference": "reference"}
@@ -23,6 +28,17 @@ SERIES = {
     "depth": ", ten drafts accepted",
     "nodes": ", growing trees of three accepted drafts",
 }
+
+
+def begin(module: str, commit: str, device: torch.device) -> dict[str, Any]:
+    """Results without rows: when, by which command, where and at which commit."""
+    return {
+        "format": FORMAT,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["python", "-m", module, *sys.argv[1:]],
+        "machine": machine.describe(commit),
+        "copy_bytes_per_second": copy_bandwidth(device),
+    }
 
 
 def save(results: dict[str, Any], path: Path) -> None:

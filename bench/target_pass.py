@@ -8,9 +8,7 @@ pass's captured logits are compared with those of the same pass launched from Py
 timed. Needs a CUDA device with 64 GB for batches of 64.
 """
 
-import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +17,10 @@ import typer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from bench import machine, table
+from bench import table
 from bench.conftest import random_trees
 from bench.pass_split import split_pass
-from bench.timing import copy_bandwidth, time_launched, time_queued
+from bench.timing import time_launched, time_queued
 from wanspec_kernels.kv_cache import PagedKVCache
 from wanspec_kernels.target import Capacity, Target
 from wanspec_kernels.target.attention_hook import IMPLEMENTATION
@@ -58,12 +56,7 @@ def main(
         return
     device = torch.device("cuda")
     chosen = [int(b) for b in batches.split(",")]
-    results: dict[str, Any] = {
-        "format": table.FORMAT,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["python", "-m", "bench.target_pass", *sys.argv[1:]],
-        "machine": machine.describe(commit),
-        "copy_bytes_per_second": copy_bandwidth(device),
+    results = table.begin("bench.target_pass", commit, device) | {
         "attention": attention,
         "rows": [],
         "splits": [],
