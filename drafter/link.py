@@ -152,7 +152,8 @@ class Link:
         while True:
             writable = bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
             wants = self._session.busy
-            poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if wants and not writable else 0))
+            waits = not writable and (wants or self._session.num_unsent > 0)
+            poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if waits else 0))
             wait_us = 0 if wants and writable else max(connection.deadline_us - _now_us(), 0)
             ready = dict(poller.poll(-(-wait_us // 1000)))
             if self._stopping:
@@ -168,7 +169,9 @@ class Link:
             self._send(socket, connection, connection.tick(_now_us()))
             if connection.lost is not None:
                 return connection.lost
-            if self._session.busy and writable:
+            if not writable:
+                continue
+            if self._session.busy:
                 self._send(socket, connection, self._session.step())
             self._send_drafts(socket, connection)
 
