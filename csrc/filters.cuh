@@ -189,25 +189,27 @@ __device__ inline Ranked rank_candidates(int32_t count, const Filters& filters, 
   return own;
 }
 
+// The key of a logit whose key, without the bits that its dtype never uses, is this.
+__device__ inline uint32_t full_key(uint32_t key, uint32_t shift) {
+  const bool is_negative = key >> (31 - shift) == 0;
+  return key << shift | (is_negative ? (1u << shift) - 1 : 0u);
+}
+
 // The least key in [low, high] for which `enough` holds; it holds for `high`, and from there down
 // to some key.
 template <typename Enough>
 __device__ uint32_t least_key(uint32_t low, uint32_t high, uint32_t shift, Enough enough) {
   low >>= shift;
   high >>= shift;
-  const uint32_t ones = (1u << shift) - 1;
-  const auto full_key = [&](uint32_t key) {
-    return key << shift | (key >> (31 - shift) == 0 ? ones : 0u);
-  };
   while (low < high) {
     const uint32_t middle = low + (high - low) / 2;
-    if (enough(full_key(middle))) {
+    if (enough(full_key(middle, shift))) {
       high = middle;
     } else {
       low = middle + 1;
     }
   }
-  return full_key(low);
+  return full_key(low, shift);
 }
 
 // The least logit that top_k leaves, whatever k is; a step of the bisection takes a pass.
@@ -220,27 +222,88 @@ __device__ uint32_t top_k_cutoff(const RowSlice<Logit>& row, int32_t top_k, uint
   });
 }
 
+// Weight of the row's logits from `floor` on, roughly, in units of the largest weight.
+template <typename Logit>
+__device__ double rough_mass(const RowSlice<Logit>& row, float largest, float inverse_temperature,
+                             float floor, Cluster& cluster) {
+  const float floors[1] = {floor};
+  float mine[1];
+  row.rough_masses(largest, inverse_temperature, floors, mine);
+  return static_cast<double>(cluster.over_cluster<Sum>(fixed_point(mine[0])).a) * 0x1p-32;
+}
+
+// The least logit of the nucleus: top_p of the mass from `low` on. A pass weighs roughly what lies above
+// four logits; exact masses decide between the few that this leaves.
+template <typename Logit>
+__device__ uint32_t top_p_cutoff(const RowSlice<Logit>& row, float top_p, uint32_t low,
+                                 uint32_t largest_key, float inverse_temperature,
+                                 Cluster& cluster) {
+  constexpr uint32_t kShift = Vec8<Logit>::kKeyShift;
+  constexpr int32_t kProbes = 4;
+  // A share of the mass, of two rough masses and a fixed point of 30 bits in every thread.
+  constexpr double kShareError = 4 * kRoughError;
+  const float largest = value_of(largest_key), floor = value_of(low);
+  const double p = top_p;
+  const double total = rough_mass(row, largest, inverse_temperature, floor, cluster);
+  const float units = static_cast<float>(0x1p30 / total);
+  // From so far below the largest logit, a whole vocabulary would weigh half of what the nucleus leaves.
+  const float share = static_cast<float>(0.5 * (1.0 - p) * total / row.vocab());
+  const float outside = __fadd_rd(largest, fminf(logf(share), 0.0f) / inverse_temperature);
+
+  uint32_t first = max(low, key_of(outside)) >> kShift, last = largest_key >> kShift;
+  for (bool by_value = true, narrowed = true; narrowed && first < last; by_value = !by_value) {
+    // Logits are spread over values rather than over keys, but steps by value alone need not end.
+    const float from = value_of(full_key(first, kShift)), to = value_of(full_key(last, kShift));
+    uint32_t keys[kProbes];
+    float floors[kProbes], rough[kProbes];
+#pragma unroll
+    for (int32_t i = 0; i < kProbes; ++i) {
+      const float way = static_cast<float>(i + 1) / (kProbes + 1);
+      const uint32_t of_value = key_of(from * (1.0f - way) + to * way) >> kShift;
+      const uint64_t of_key = uint64_t{last - first} * (i + 1) / (kProbes + 1) + first;
+      const uint32_t key = by_value ? of_value : static_cast<uint32_t>(of_key);
+      keys[i] = min(max(key, i == 0 ? first : keys[i - 1]), last - 1);
+      floors[i] = value_of(full_key(keys[i], kShift) + 1);
+    }
+    row.rough_masses(largest, inverse_temperature, floors, rough);
+    uint64_t halves[kProbes];
+#pragma unroll
+    for (int32_t i = 0; i < kProbes; ++i) halves[i] = __float2ull_rz(rough[i] * units);
+    const Pair sums = cluster.over_cluster<Sum, Sum>(halves[0] << 32 | halves[1],
+                                                     halves[2] << 32 | halves[3]);
+    narrowed = false;
+#pragma unroll
+    for (int32_t i = 0; i < kProbes; ++i) {
+      const uint64_t pair = i < 2 ? sums.a : sums.b;
+      const double above = static_cast<uint32_t>(i % 2 == 0 ? pair >> 32 : pair) * 0x1p-30;
+      if (above + kShareError < p) {
+        last = min(last, keys[i]);
+        narrowed = true;
+      } else if (above - kShareError > p) {
+        first = keys[i] + 1;
+        narrowed = true;
+      }
+    }
+  }
+  return least_key(full_key(first, kShift), full_key(last, kShift), kShift, [&](uint32_t key) {
+    const Pair mine = row.masses(largest, inverse_temperature, floor, value_of(key));
+    const Pair mass = cluster.over_cluster<Sum, Sum>(mine.a, mine.b);
+    return static_cast<double>(mass.b) < p * static_cast<double>(mass.a);
+  });
+}
+
 // The least logit that all filters leave, whatever they are.
 template <typename Logit>
 __device__ float cutoff(const RowSlice<Logit>& row, const Filters& filters, uint32_t largest_key,
                         float inverse_temperature, Cluster& cluster) {
-  constexpr uint32_t kShift = Vec8<Logit>::kKeyShift;
   const float largest = value_of(largest_key);
   uint32_t low = kMinusInfinityKey + 1;
   if (filters.top_k > 0) low = top_k_cutoff(row, filters.top_k, largest_key, cluster);
-  const auto mass_above = [&](float above) {
-    const Pair mass = row.masses(largest, inverse_temperature, value_of(low), above);
-    return cluster.over_cluster<Sum, Sum>(mass.a, mass.b);
-  };
   if (filters.top_p < 1.0f) {
-    const double total = static_cast<double>(mass_above(largest).a);
-    const double nucleus = static_cast<double>(filters.top_p) * total;
-    low = least_key(low, largest_key, kShift, [&](uint32_t key) {
-      return static_cast<double>(mass_above(value_of(key)).b) < nucleus;
-    });
+    low = top_p_cutoff(row, filters.top_p, low, largest_key, inverse_temperature, cluster);
   }
   if (filters.min_p > 0.0f) {
-    low = least_key(low, largest_key, kShift, [&](uint32_t key) {
+    low = least_key(low, largest_key, Vec8<Logit>::kKeyShift, [&](uint32_t key) {
       const float below = __fmul_rn(__fadd_rn(value_of(key), -largest), inverse_temperature);
       return static_cast<double>(weight(below)) >= filters.least_weight();
     });

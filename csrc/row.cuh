@@ -74,13 +74,14 @@ __device__ inline float exp2_of(float x) {
   return result;
 }
 
-// Probability masses, roughly.
-struct RoughMasses {
-  float all, above;
-};
 // Relative error of a rough mass at most: a few times what exponentials of arguments down to -40, and
 // fp32 sums of some thirty vectors, can be off.
 constexpr double kRoughError = 1e-5;
+
+// A rough mass as an integer, whose sums do not depend on their order.
+__device__ inline uint64_t fixed_point(float mass) {
+  return __float2ull_rz(mass * 0x1p32f);
+}
 
 __device__ inline float sum_of(const float (&terms)[kVec]) {
   return ((terms[0] + terms[1]) + (terms[2] + terms[3])) +
@@ -121,6 +122,7 @@ class RowSlice {
     }
   }
 
+  __device__ int32_t vocab() const { return vocab_; }
   __device__ int32_t num_vecs() const { return num_vecs_; }
   __device__ Vec8<Logit> vec(int32_t v) const { return Vec8<Logit>(slice_ + v * kVec); }
   __device__ float at(int32_t index) const { return to_float(slice_[index]); }
@@ -264,25 +266,28 @@ class RowSlice {
     return mass;
   }
 
-  // masses() within kRoughError, in units of the largest weight and for a quarter of the work.
-  __device__ RoughMasses rough_masses(float largest, float inverse_temperature, float floor,
-                                      float above) const {
+  // Weight of the thread's logits from each of the `floors` on, the least of which is first: in units
+  // of the largest weight, within kRoughError, and for a quarter of the work of masses().
+  template <int32_t N>
+  __device__ void rough_masses(float largest, float inverse_temperature, const float (&floors)[N],
+                               float (&masses)[N]) const {
     const float scale = inverse_temperature * kLog2E;
-    RoughMasses mass{0, 0};
+#pragma unroll
+    for (int32_t n = 0; n < N; ++n) masses[n] = 0.0f;
     for_each_vec([&](int32_t v, uint32_t) {
       const Vec8<Logit> logits = vec(v);
-      float all_terms[kVec], above_terms[kVec];
+      if (!(logits.largest() >= floors[0])) return;
+      float weights[kVec];
 #pragma unroll
-      for (int32_t i = 0; i < kVec; ++i) {
-        const float x = logits[i];
-        const float w = exp2_of((x - largest) * scale);
-        all_terms[i] = x >= floor ? w : 0.0f;
-        above_terms[i] = x > above ? w : 0.0f;
+      for (int32_t i = 0; i < kVec; ++i) weights[i] = exp2_of((logits[i] - largest) * scale);
+#pragma unroll
+      for (int32_t n = 0; n < N; ++n) {
+        float terms[kVec];
+#pragma unroll
+        for (int32_t i = 0; i < kVec; ++i) terms[i] = logits[i] >= floors[n] ? weights[i] : 0.0f;
+        masses[n] += sum_of(terms);
       }
-      mass.all += sum_of(all_terms);
-      mass.above += sum_of(above_terms);
     });
-    return mass;
   }
 
   // How many of the thread's logits lie above `above`.

@@ -31,9 +31,10 @@ template <typename Logit>
 __device__ bool in_nucleus(const RowSlice<Logit>& row, float top_p, const Sampler& sampler,
                            float floor, float logit, Cluster& cluster) {
   const double p = top_p;
-  const RoughMasses rough =
-      row.rough_masses(sampler.largest, sampler.inverse_temperature, floor, logit);
-  const Pair sums = cluster.over_cluster<Sum, Sum>(fixed_point(rough.all), fixed_point(rough.above));
+  const float floors[2] = {floor, value_of(key_of(logit) + 1)};
+  float rough[2];
+  row.rough_masses(sampler.largest, sampler.inverse_temperature, floors, rough);
+  const Pair sums = cluster.over_cluster<Sum, Sum>(fixed_point(rough[0]), fixed_point(rough[1]));
   constexpr double kCutOff = kThreads * kMaxCluster;  // by fixed points: less than one a thread
   const double all = static_cast<double>(sums.a) * p, above = static_cast<double>(sums.b);
   if ((above + kCutOff) * (1 + kRoughError) < all * (1 - kRoughError)) return true;

@@ -88,10 +88,7 @@ __device__ Target filter_target(RowSlice<Logit>& row, const Request& request,
     return target;
   }
   target.cutoff = cutoff(row, filters, target.largest_key, inverse_temperature, cluster);
-  const float rough =
-      row.rough_masses(largest, inverse_temperature, target.cutoff, largest).all;
-  const double sum = static_cast<double>(cluster.over_cluster<Sum>(fixed_point(rough)).a);
-  target.mass = roughly(sum * 0x1p-32);
+  target.mass = roughly(rough_mass(row, largest, inverse_temperature, target.cutoff, cluster));
   return target;
 }
 

@@ -89,11 +89,6 @@ __device__ inline const uint8_t* bitmask_of(
   return reinterpret_cast<const uint8_t*>(in.token_bitmask + index * in.bitmask_words);
 }
 
-// A rough mass as an integer, whose sums do not depend on their order.
-__device__ inline uint64_t fixed_point(float mass) {
-  return __float2ull_rz(mass * 0x1p32f);
-}
-
 __device__ inline bool keeps_few(const Filters& filters) {
   return filters.top_k > 0 && filters.top_k <= kMaxTopK;
 }

@@ -142,3 +142,22 @@ def assert_same(actual: VerifyResult, expected: VerifyResult) -> None:
         torch.testing.assert_close(
             got, want, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+def case_that_cancels(seed: int, *, vocab: int, batch: int) -> Case:
+    """The draft is a target of ten likely tokens but for an unlikely one, which it draws.
+
+    Of those ten so little is left that which token follows can hang on the fifth digit of the mass.
+    """
+    case = random_case(8, vocab, batch=batch)
+    case.trees = [([0, 1], [-1, 0])] * batch
+    generator = torch.Generator().manual_seed(9)
+    case.logits = torch.randn(2 * batch, vocab, generator=generator)
+    case.logits[:, 20:30] = 14.0
+    case.logits[:, 1] = -9.0
+    draw = Expansion(0, (1,), (1, *range(20, 30)), (150, *[60_000] * 10))
+    case.expansions = [[draw] for _ in range(batch)]
+    case.replacement = [False] * batch
+    options = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0}
+    case.options = [{**options, "seed": 100 * seed + b} for b in range(batch)]
+    return case

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.verify.cases import HAS_CUDA_KERNELS, Case, assert_same, random_case
+from tests.verify.cases import (
+    HAS_CUDA_KERNELS,
+    Case,
+    assert_same,
+    case_that_cancels,
+    random_case,
+)
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.tree import DraftTree, Expansion
 from wanspec_kernels.verify import Draws, VerifyResult, operators, verify_tree
@@ -97,6 +103,8 @@ def test_bitmask(vocab: int, rule: str) -> None:
         {"top_k": 700, "top_p": 0.5, "min_p": 0.001},
         {"top_p": 0.3},
         {"top_p": 0.95, "min_p": 0.01},
+        {"top_p": 1e-6},  # less than rough masses can tell apart
+        {"top_p": 0.999999},
         {"min_p": 0.05},
         {"top_k": 1},
     ],
@@ -158,27 +166,9 @@ def test_more_draws_than_are_kept_at_hand() -> None:
         assert_all_clusters_agree(case, "rejection")
 
 
-@pytest.mark.parametrize("temperature", [0.2, 1.0])
-def test_what_cancels_in_the_residual(temperature: float) -> None:
-    """The draft is the target but for unlikely tokens, and draws these alone.
-
-    What is left hangs on the mass to the last bit."""
-    case = random_case(8, 5000, batch=6)
-    case.trees = [([0, 1, 2, 3], [-1, 0, 0, 0])] * 6
-    generator = torch.Generator().manual_seed(9)
-    case.logits = torch.randn(24, 5000, generator=generator)
-    case.logits[:, 20:30] += 8.0
-    case.logits[:, 1:4] = -9.0
-    defaults = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": temperature}
-    case.expansions = []
-    for row in case.logits[::4]:
-        top = (row / temperature).softmax(0).topk(30)
-        ids = [1, 2, 3, *top.indices.tolist()]
-        weights = [20_000] * 3 + [max(1, round(40_000 * p)) for p in top.values.tolist()]
-        case.expansions.append([Expansion(0, (1, 2, 3), tuple(ids), tuple(weights))])
-    case.replacement = [False] * 6
+def test_what_cancels_in_the_residual() -> None:
     for seed in range(8):
-        case.options = [{**defaults, "seed": 10 * seed + b} for b in range(6)]
+        case = case_that_cancels(seed, vocab=1500, batch=24)
         assert_all_clusters_agree(case, "rejection", (1, 4))
 
 

@@ -10,6 +10,8 @@ used in turn, so that a program may write the next value while another still rea
 import triton
 import triton.language as tl
 
+from wanspec_kernels.verify.row_kernels import LOWEST, total_mass
+
 
 @triton.jit
 def meet(counter_ptr, epoch, GROUP: tl.constexpr):
@@ -66,6 +68,21 @@ def group_sum_pair(first, second, group, epoch, GROUP: tl.constexpr):
         first = tl.sum(tl.load(slots_ptr + tl.arange(0, GROUP), cache_modifier=".cg"))
         second = tl.sum(tl.load(slots_ptr + GROUP + tl.arange(0, GROUP), cache_modifier=".cg"))
     return first, second, epoch
+
+
+@triton.jit
+def group_mass(largest, mass, inverse_temperature, group, epoch, GROUP: tl.constexpr):
+    """`row_largest_and_mass` of the whole row."""
+    if GROUP > 1:
+        both = (largest.to(tl.int32, bitcast=True).to(tl.int64) << 32) | mass.to(
+            tl.int32, bitcast=True
+        ).to(tl.int64)
+        both, epoch = exchange(both, group, epoch, GROUP)
+        units = (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        masses = (both & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
+        largest = tl.max(units)
+        mass = total_mass(tl.maximum(units, LOWEST), masses, inverse_temperature)
+    return largest, mass, epoch
 
 
 @triton.jit

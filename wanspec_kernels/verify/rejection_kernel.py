@@ -11,20 +11,30 @@ from wanspec_kernels.verify.cutoff_kernels import (
     min_p_cutoff,
     sample_candidates,
 )
-from wanspec_kernels.verify.group_kernels import group_concatenate, group_max, group_sum
+from wanspec_kernels.verify.group_kernels import (
+    group_concatenate,
+    group_mass,
+    group_max,
+    group_sum,
+)
 from wanspec_kernels.verify.noise_kernels import RESIDUAL, weight
 from wanspec_kernels.verify.residual_kernels import (
+    ALL_REJECTED,
+    UNDECIDED,
     UNIT,
     best_entry,
     entry_masses,
+    is_in_doubt,
     load_entries,
     test_draws,
 )
 from wanspec_kernels.verify.row_kernels import (
     INVALID,
     NONE,
+    ROUGH_ERROR,
     masses_from,
     row_largest,
+    row_largest_and_mass,
     row_maxima,
     sample_row,
     token_of,
@@ -93,6 +103,7 @@ def verify_rejection_kernel(
         top_p = tl.load(top_p_ptr + b)
         min_p = tl.load(min_p_ptr + b)
         seed = tl.load(seed_ptr + b)
+        filtered = (top_k > 0) | (top_p < 1.0) | (min_p > 0.0)
         token_ids_out = out_token_ids_ptr + tl.cast(b, tl.int64) * (max_depth + 1)
         accepted_nodes_out = out_accepted_nodes_ptr + tl.cast(b, tl.int64) * max_depth
 
@@ -120,7 +131,9 @@ def verify_rejection_kernel(
             largest = tl.full([], -float("inf"), tl.float32)
             num_candidates = tl.full([], -1, tl.int32)
             residual = tl.zeros([ENTRIES], tl.float64)
-            mass = tl.full([], 1.0, tl.float64)
+            # What the mass is at least and at most; equal where it is known exactly.
+            least_mass = tl.full([], 1.0, tl.float64)
+            most_mass = tl.full([], 1.0, tl.float64)
             if inverse_temperature == 0.0:
                 best, epoch = group_max(
                     row_largest(row, GROUP, MASKED, BLOCK), group, epoch, GROUP
@@ -128,7 +141,7 @@ def verify_rejection_kernel(
                 if best == NONE:
                     best = tl.full([], INVALID, tl.int64)
                 residual = (entries == token_of(best)).to(tl.float64)
-            else:
+            elif filtered:
                 maxima, epoch = group_concatenate(
                     row_maxima(row, MAXIMA, GROUP, MASKED, BLOCK),
                     group_maxima_ptr, group, epoch, MAXIMA, GROUP,
@@ -163,51 +176,81 @@ def verify_rejection_kernel(
                             row, cutoff, cutoff, largest, inverse_temperature, GROUP, MASKED, BLOCK
                         )[0]
                         kept_mass, epoch = group_sum(kept_mass, group, epoch, GROUP)
-                    mass = kept_mass.to(tl.float64) * UNIT
-                    residual = entry_masses(
-                        row, largest, inverse_temperature, cutoff, entries, MASKED
-                    )
+                    least_mass = kept_mass.to(tl.float64) * UNIT
+                    most_mass = least_mass
+            else:
+                largest, rough_mass = row_largest_and_mass(
+                    row, inverse_temperature, GROUP, MASKED, BLOCK
+                )
+                largest, rough_mass, epoch = group_mass(
+                    largest, rough_mass, inverse_temperature, group, epoch, GROUP
+                )
+                if (largest == float("inf")) | (largest == -float("inf")):
+                    best = tl.full([], INVALID, tl.int64)
+                least_mass = rough_mass.to(tl.float64) * (1.0 - ROUGH_ERROR)
+                most_mass = rough_mass.to(tl.float64) * (1.0 + ROUGH_ERROR)
 
             node_token = -1
             child = -1
             if best == INVALID:
                 status = 1
             else:
-                child, residual = test_draws(
-                    residual, mass, entries, first_draw, last_draw, position + accepted, seed,
-                    token_ids_ptr + start, draw_children_ptr, draw_rows_ptr,
-                    draft_token_ids_ptr, draft_weights_ptr, replacement_ptr, support, SUPPORT,
-                )  # fmt: skip
-                if child >= 0:
-                    node_token = tl.load(token_ids_ptr + start + child)
-                else:
-                    # The recovered token, or the bonus token if nothing was rejected.
-                    if inverse_temperature > 0.0:
+                if inverse_temperature > 0.0:
+                    residual = entry_masses(
+                        row, largest, inverse_temperature, cutoff, entries, MASKED
+                    )
+                outside = tl.full([], NONE, tl.int64)  # the best of what is no entry
+                num_excluded = num_entries
+                excluded = entries
+                testing = True
+                while testing:
+                    child, least_left, most_left = test_draws(
+                        residual, (least_mass, most_mass), entries, first_draw, last_draw,
+                        position + accepted, seed, token_ids_ptr + start, draw_children_ptr,
+                        draw_rows_ptr, draft_token_ids_ptr, draft_weights_ptr, replacement_ptr,
+                        support, SUPPORT,
+                    )  # fmt: skip
+                    testing = child == UNDECIDED
+                    if (child == ALL_REJECTED) & (inverse_temperature > 0.0):
+                        # The recovered token, or the bonus token if nothing was rejected.
                         scale = (largest, inverse_temperature)
-                        num_excluded = num_entries
-                        excluded = entries
-                        best = best_entry(residual, entries, position + accepted, seed)
-                        choosing = True
+                        is_rough = least_mass != most_mass
+                        best = best_entry(least_left, entries, position + accepted, seed)
+                        choosing = outside == NONE
                         while choosing:
                             if num_candidates >= 0:
-                                other = sample_candidates(
+                                outside = sample_candidates(
                                     candidates, num_candidates, cutoff, scale, noise_key,
                                     entries_ptr, num_excluded, RESIDUAL, CAPACITY,
                                 )  # fmt: skip
                             else:
-                                other, epoch = group_max(
+                                outside, epoch = group_max(
                                     sample_row(
                                         row, cutoff, scale, noise_key, excluded,
                                         RESIDUAL, True, GROUP, MASKED, BLOCK,
                                     ),
                                     group, epoch, GROUP,
                                 )  # fmt: skip
-                            best = tl.maximum(best, other)
                             # Rounding can leave nothing; any token of the target's will do then.
-                            choosing = (best == NONE) & (num_excluded > 0)
-                            num_excluded = 0
-                            excluded = tl.full([ENTRIES], -1, tl.int32)
-                    node_token = token_of(best)
+                            nothing = tl.maximum(best, outside) == NONE
+                            choosing = nothing & (num_excluded > 0) & (is_rough == 0)
+                            if choosing:
+                                num_excluded = 0
+                                excluded = tl.full([ENTRIES], -1, tl.int32)
+                        best = tl.maximum(best, outside)
+                        testing = is_rough & is_in_doubt(
+                            best, most_left, entries, position + accepted, seed
+                        )
+                    if testing:
+                        exact_mass = masses_from(
+                            row, cutoff, cutoff, largest, inverse_temperature, GROUP, MASKED, BLOCK
+                        )[0]
+                        exact_mass, epoch = group_sum(exact_mass, group, epoch, GROUP)
+                        least_mass = exact_mass.to(tl.float64) * UNIT
+                        most_mass = least_mass
+                node_token = token_of(best)
+                if child >= 0:
+                    node_token = tl.load(token_ids_ptr + start + child)
             if rank == 0:
                 tl.store(token_ids_out + num_tokens, node_token)
                 if child >= 0:

@@ -2,6 +2,8 @@
 
 A draft changes the residual on its support only, so the union of a node's supports is all there is
 to hold: elsewhere the residual stays the target's. Masses are in units of the row's largest weight.
+The row's own may be known roughly, as a least and a most, and so then is the residual: they decide
+nearly all that the exact one would.
 """
 
 # mypy: ignore-errors
@@ -18,11 +20,14 @@ from wanspec_kernels.verify.noise_kernels import (
     scaled_exp,
     uniform,
 )
-from wanspec_kernels.verify.row_kernels import NONE, load_logits, pack
+from wanspec_kernels.verify.row_kernels import NONE, load_logits, pack, score_of, token_of
 
 UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
 # Below it a residual mass is no normal float32, and is taken for 0.
 LEAST_MASS = tl.constexpr(1e-37)
+ALL_REJECTED = tl.constexpr(-1)
+UNDECIDED = tl.constexpr(-2)
+MARGIN = tl.constexpr(1e-4)  # of a score: a hundred times the rounding of a logarithm
 
 
 @triton.jit
@@ -57,7 +62,7 @@ def entry_masses(
 @triton.jit
 def test_draws(
     residual,  # [ENTRIES] float64
-    mass,  # float64, of the residual over the whole row
+    mass,  # (least, most), float64: of the residual over the whole row
     entries,  # [ENTRIES] int32
     first_draw,
     last_draw,
@@ -72,10 +77,18 @@ def test_draws(
     support,
     SUPPORT: tl.constexpr,
 ):
-    """The first accepted draw's child or -1, and the residual after the rejections before it."""
+    """The first accepted draw's child, ALL_REJECTED, or UNDECIDED if the mass is known too roughly.
+
+    Also the least and the most that the residual can be after the rejections before it.
+    """
+    least_mass, most_mass = mass
+    # For what is rounded otherwise than with the mass itself.
+    slack = tl.where(least_mass != most_mass, 1e-12 * most_mass, 0.0)
+    least = residual
+    most = residual
     columns = tl.arange(0, SUPPORT)
     earlier = tl.zeros([SUPPORT], tl.int32)  # 1 at tokens drawn before, without replacement
-    child = -1
+    child = ALL_REJECTED
     previous_row = -1
     draw = first_draw
     while draw < last_draw:
@@ -89,35 +102,57 @@ def test_draws(
         weights = tl.where((earlier > 0) | (tokens < 0), 0, weights)
         total = tl.maximum(tl.sum(weights), 1).to(tl.float64)
         token_weight = tl.sum(tl.where(tokens == token, weights, 0)).to(tl.float64)
-        available = tl.sum(tl.where(entries == token, residual, 0.0))
+        here = entries == token
         coin = uniform(draw - first_draw, position, seed, COIN).to(tl.float64)
-        if coin * (token_weight / total) * mass < available:
+        threshold = coin * (token_weight / total)
+        if threshold * most_mass < tl.sum(tl.where(here, least, 0.0)):
             child = candidate
+            draw = last_draw
+        elif threshold * least_mass < tl.sum(tl.where(here, most, 0.0)):
+            child = UNDECIDED
             draw = last_draw
         else:
             same = entries[:, None] == tokens[None, :]
             entry_weights = tl.sum(tl.where(same, weights[None, :], 0), axis=1).to(tl.float64)
-            left = tl.maximum(residual - entry_weights / total * mass, 0.0)
-            left = tl.where(entries >= 0, left, 0.0)
+            share = tl.where(entries >= 0, entry_weights / total, 0.0)
+            least_lost = tl.sum(least - tl.maximum(least - share * least_mass, 0.0))
+            most_lost = tl.sum(most - tl.maximum(most - share * most_mass, 0.0))
+            least = tl.maximum(least - share * most_mass, 0.0)
+            most = tl.maximum(most - share * least_mass, 0.0)
             # Rounding alone can leave less than nothing.
-            mass = tl.maximum(mass - tl.sum(residual - left), 0.0)
-            residual = left
+            least_mass = tl.maximum(least_mass - most_lost - slack, 0.0)
+            most_mass = tl.maximum(most_mass - least_lost + slack, 0.0)
             drawn = (tokens == token) & (tl.load(replacement_ptr + row) == 0)
             earlier = tl.where(drawn, 1, earlier)
             previous_row = row
             draw += 1
-    return child, residual
+    return child, least, most
 
 
 @triton.jit
-def best_entry(
+def entry_scores(
     residual,  # [ENTRIES] float64
     entries,  # [ENTRIES] int32
     position,
     seed,
 ):
-    """The packed best score among the entries that something is left of."""
+    """[ENTRIES] float32, -inf where nothing is left."""
     left = residual > LEAST_MASS
     logs = natural_log(tl.where(left, residual, 1.0).to(tl.float32))
     scores = logs + gumbel(tl.where(left, entries, 0), position, seed, RESIDUAL)
-    return tl.max(tl.where(left, pack(scores, entries), NONE))
+    return tl.where(left, scores, -float("inf"))
+
+
+@triton.jit
+def best_entry(residual, entries, position, seed):
+    """The packed best score among the entries that something is left of."""
+    scores = entry_scores(residual, entries, position, seed)
+    return tl.max(tl.where(scores > -float("inf"), pack(scores, entries), NONE))
+
+
+@triton.jit
+def is_in_doubt(best, most, entries, position, seed):
+    """Whether an entry but the best might do better, for all that is known of the residual."""
+    scores = entry_scores(most, entries, position, seed)
+    rivals = (entries != token_of(best)) & (scores + MARGIN >= score_of(best))
+    return (best == NONE) | (tl.max(rivals.to(tl.int32)) > 0)

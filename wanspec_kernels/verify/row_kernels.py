@@ -9,7 +9,13 @@ A row is (row_ptr [vocab], bitmask_ptr [ceil(vocab / 32)] int32, vocab, rank). A
 import triton
 import triton.language as tl
 
-from wanspec_kernels.verify.noise_kernels import WIDTH, gumbel_bound, gumbel_groups, weight
+from wanspec_kernels.verify.noise_kernels import (
+    LOG2_E,
+    WIDTH,
+    gumbel_bound,
+    gumbel_groups,
+    weight,
+)
 
 NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 # Blocks under way while one is worked on.
@@ -19,6 +25,9 @@ NONE = tl.constexpr(-(1 << 63))
 INVALID = tl.constexpr((1 << 63) - 1)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 KEY_OF_MINUS_INFINITY = tl.constexpr(-0x7F800001)
+# Relative error of a rough mass at most: a few times that of exponentials down to -40 and of
+# float32 sums of a row.
+ROUGH_ERROR = tl.constexpr(1e-5)
 
 
 @triton.jit
@@ -102,6 +111,45 @@ def row_maxima(
         maxima = tl.maximum(maxima, x, propagate_nan=tl.PropagateNan.ALL)
     maxima = tl.where(maxima < float("inf"), maxima, float("inf"))
     return tl.max(tl.reshape(maxima, [N, BLOCK // N]), axis=1)
+
+
+@triton.jit
+def row_largest_and_mass(
+    row, inverse_temperature, GROUP: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The largest logit, +inf where there was NaN or +inf; roughly the mass in its weight."""
+    vocab, rank = row[2], row[3]
+    maxima = tl.full([BLOCK // WIDTH, WIDTH], -float("inf"), tl.float32)
+    units = tl.full([BLOCK // WIDTH], LOWEST, tl.float32)
+    masses = tl.zeros([BLOCK // WIDTH], tl.float32)
+    for start in tl.range(rank * BLOCK, vocab, GROUP * BLOCK, num_stages=STAGES):
+        x = load_block(row, start, MASKED, BLOCK)
+        maxima = tl.maximum(maxima, x, propagate_nan=tl.PropagateNan.ALL)
+        x = tl.where(x < float("inf"), x, -float("inf"))
+        largest = tl.maximum(units, tl.max(x, axis=1))
+        weights = tl.exp2((x - largest[:, None]) * (inverse_temperature * LOG2_E))
+        masses *= rough_weight(units - largest, inverse_temperature)
+        masses += tl.sum(weights, axis=1)
+        units = largest
+    largest = largest_of(tl.where(maxima < float("inf"), maxima, float("inf")))
+    return largest, total_mass(units, masses, inverse_temperature)
+
+
+@triton.jit
+def total_mass(
+    units,  # [N] float32
+    masses,  # [N] float32
+    inverse_temperature,
+):
+    """The sum of [N] masses, each in units of a logit's weight, in units of the largest one's."""
+    return tl.sum(masses * rough_weight(units - tl.max(units), inverse_temperature))
+
+
+@triton.jit
+def rough_weight(below, inverse_temperature):
+    """A weight in units of the largest one's, for a logit so far below the largest."""
+    # For what is LOWEST, the product would overflow.
+    return tl.exp2(tl.maximum(below, -65.0 / inverse_temperature) * (inverse_temperature * LOG2_E))
 
 
 @triton.jit
