@@ -337,7 +337,7 @@ sizes = dict(PAGE_SIZE=16, DIM=128, BLOCK=1024)
 writing = types(write_kernel)
 for quantise in (False, True):
     compile_for_gpus(write_kernel, writing, sizes | dict(BLOCK_NODES=4, QUANTISE=quantise))
-compile_for_gpus(compact_kernel, types(compact_kernel), sizes)
+compile_for_gpus(compact_kernel, types(compact_kernel), sizes | dict(MOVES=8))
 """
 
 

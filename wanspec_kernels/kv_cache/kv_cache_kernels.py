@@ -86,37 +86,41 @@ def compact_kernel(
     max_depth, num_pages, max_pages, stride_accepted, stride_page_table, kv_heads,
     stride_k_layer, stride_k_page, stride_k_slot, stride_k_head,
     stride_v_layer, stride_v_page, stride_v_slot, stride_v_head,
-    PAGE_SIZE: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, MOVES: tl.constexpr,
 ):  # fmt: skip
+    """MOVES at a time, all read before any is written.
+
+    A move reads a slot at or behind its own target, so behind all earlier ones: none of them can
+    change what it reads.
+    """
     b = tl.program_id(0).to(tl.int64)
     layer = tl.program_id(1).to(tl.int64)
     offset = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    mask = offset < kv_heads * DIM
     head, dim = (offset // DIM).to(tl.int64), offset % DIM
-    k_ptr += layer * stride_k_layer
-    v_ptr += layer * stride_v_layer
+    k_ptr += layer * stride_k_layer + head * stride_k_head + dim
+    v_ptr += layer * stride_v_layer + head * stride_v_head + dim
     page_table_ptr += b * stride_page_table
     accepted_nodes_ptr += b * stride_accepted
-    context_len = tl.load(context_lens_ptr + b)
+    context_len = tl.load(context_lens_ptr + b).to(tl.int64)
     count = tl.minimum(tl.load(num_accepted_ptr + b), max_depth)
-    for d in range(1, count + 1):
-        node = tl.load(accepted_nodes_ptr + d - 1).to(tl.int64)
-        source = context_len + node
-        target = context_len + d
-        # Conditions are the same for all threads of a program.
-        if (node > d) & (source < max_pages * PAGE_SIZE):
-            from_page = tl.load(page_table_ptr + source // PAGE_SIZE).to(tl.int64)
-            to_page = tl.load(page_table_ptr + target // PAGE_SIZE).to(tl.int64)
-            lowest, highest = tl.minimum(from_page, to_page), tl.maximum(from_page, to_page)
-            if (lowest >= 0) & (highest < num_pages):
-                from_row, to_row = source % PAGE_SIZE, (target % PAGE_SIZE).to(tl.int64)
-                k_from = k_ptr + from_page * stride_k_page + from_row * stride_k_slot
-                v_from = v_ptr + from_page * stride_v_page + from_row * stride_v_slot
-                keys = tl.load(k_from + head * stride_k_head + dim, mask=mask)
-                values = tl.load(v_from + head * stride_v_head + dim, mask=mask)
-                # An earlier move may have read the slot written now: let all threads finish.
-                tl.debug_barrier()
-                k_to = k_ptr + to_page * stride_k_page + to_row * stride_k_slot
-                v_to = v_ptr + to_page * stride_v_page + to_row * stride_v_slot
-                tl.store(k_to + head * stride_k_head + dim, keys, mask=mask)
-                tl.store(v_to + head * stride_v_head + dim, values, mask=mask)
+    for first in range(0, count, MOVES):
+        d = first + 1 + tl.arange(0, MOVES)
+        node = tl.load(accepted_nodes_ptr + d - 1, mask=d <= count, other=0)
+        source, target = context_len + node, context_len + d
+        moves = (node > d) & (source < max_pages * PAGE_SIZE)
+        from_page = tl.load(page_table_ptr + source // PAGE_SIZE, mask=moves, other=-1)
+        to_page = tl.load(page_table_ptr + target // PAGE_SIZE, mask=moves, other=-1)
+        lowest, highest = tl.minimum(from_page, to_page), tl.maximum(from_page, to_page)
+        moves &= (lowest >= 0) & (highest < num_pages)
+        mask = moves[:, None] & (offset < kv_heads * DIM)[None, :]
+        from_page, to_page = from_page.to(tl.int64), to_page.to(tl.int64)
+        from_row, to_row = source % PAGE_SIZE, target % PAGE_SIZE
+        k_from = from_page * stride_k_page + from_row * stride_k_slot
+        v_from = from_page * stride_v_page + from_row * stride_v_slot
+        keys = tl.load(k_ptr[None, :] + k_from[:, None], mask=mask)
+        values = tl.load(v_ptr[None, :] + v_from[:, None], mask=mask)
+        tl.debug_barrier()
+        k_to = to_page * stride_k_page + to_row * stride_k_slot
+        v_to = to_page * stride_v_page + to_row * stride_v_slot
+        tl.store(k_ptr[None, :] + k_to[:, None], keys, mask=mask)
+        tl.store(v_ptr[None, :] + v_to[:, None], values, mask=mask)

@@ -7,6 +7,7 @@ from wanspec_kernels.kv_cache.kv_cache_kernels import compact_kernel, write_kern
 
 MAX_BLOCK = 1024
 BLOCK_NODES = 4
+COMPACT_BLOCK, MOVES = 256, 8  # of an entry, and entries that are moved together
 
 
 def launch_write(
@@ -64,7 +65,7 @@ def launch_compact(
     batch, max_depth = accepted_nodes.shape
     if batch == 0 or max_depth == 0:
         return
-    block = _block(kv_heads * dim)
+    block = min(COMPACT_BLOCK, _block(kv_heads * dim))
     with torch.cuda.device_of(k_pages):
         compact_kernel[(batch, num_layers, -(-kv_heads * dim // block))](
             k_pages,
@@ -84,6 +85,7 @@ def launch_compact(
             PAGE_SIZE=page_size,
             DIM=dim,
             BLOCK=block,
+            MOVES=MOVES,
         )
 
 

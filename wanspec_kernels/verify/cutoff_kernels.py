@@ -10,11 +10,13 @@ the row. A key is shifted right by SHIFT, the low bits that a dtype never uses.
 import triton
 import triton.language as tl
 
+from wanspec_kernels.noise import WEIGHT_BITS as BITS
 from wanspec_kernels.verify.group_kernels import group_sum, group_sum_pair, meet
 from wanspec_kernels.verify.noise_kernels import WIDTH, gumbel, weight
 from wanspec_kernels.verify.row_kernels import (
     KEY_OF_MINUS_INFINITY,
     NONE,
+    ROUGH_ERROR,
     STAGES,
     count_from,
     key_of,
@@ -22,8 +24,11 @@ from wanspec_kernels.verify.row_kernels import (
     load_groups,
     masses_from,
     pack,
+    rough_masses_from,
     value_of,
 )
+
+WEIGHT_BITS = tl.constexpr(BITS)
 
 
 @triton.jit
@@ -234,18 +239,93 @@ def row_cutoff(
             low = tl.where(count < top_k, low, middle + 1)
     if top_p < 1.0:
         cutoff = value_of(low << SHIFT)
-        upper = high
-        while low < upper:
-            middle = (low + upper) >> 1
-            total, mass = masses_from(
-                row, cutoff, value_above(middle, SHIFT), largest, inverse_temperature,
-                GROUP, MASKED, BLOCK,
-            )  # fmt: skip
-            total, mass, epoch = group_sum_pair(total, mass, group, epoch, GROUP)
-            fills = mass.to(tl.float64) >= top_p.to(tl.float64) * total.to(tl.float64)
-            upper = tl.where(fills, upper, middle)
+        total = masses_from(
+            row, cutoff, cutoff, largest, inverse_temperature, GROUP, MASKED, BLOCK
+        )[0]  # fmt: skip
+        total, epoch = group_sum(total, group, epoch, GROUP)
+        low, high, epoch = narrow_nucleus(
+            row, low, high, top_p, total, largest, inverse_temperature, group, epoch,
+            SHIFT, GROUP, MASKED, BLOCK,
+        )  # fmt: skip
+        nucleus = top_p.to(tl.float64) * total.to(tl.float64)
+        while low < high:
+            middle = (low + high) >> 1
+            above = value_above(middle, SHIFT)
+            mass = masses_from(
+                row, above, above, largest, inverse_temperature, GROUP, MASKED, BLOCK
+            )[0]  # fmt: skip
+            mass, epoch = group_sum(mass, group, epoch, GROUP)
+            fills = mass.to(tl.float64) >= nucleus
+            high = tl.where(fills, high, middle)
             low = tl.where(fills, middle + 1, low)
     return value_of(low << SHIFT), epoch
+
+
+@triton.jit
+def narrow_nucleus(
+    row,
+    low,  # shifted keys, int64, between which is the least that top_p keeps
+    high,
+    top_p,
+    total,  # int64, exact mass of what top_p is a share of
+    largest,
+    inverse_temperature,
+    group,
+    epoch,
+    SHIFT: tl.constexpr,
+    GROUP: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Brings the keys together as far as rough masses tell, those above four logits a pass."""
+    p = top_p.to(tl.float64)
+    whole = total.to(tl.float64) * 2.0**-WEIGHT_BITS
+    units = (2.0**30 / whole).to(tl.float32)
+    # From so far below the largest logit, a whole vocabulary would weigh half of what the nucleus
+    # leaves; a little lower, as it is rounded.
+    share = (0.5 * (1.0 - p) * whole / row[2]).to(tl.float32)
+    outside = largest + tl.minimum(tl.log(share), 0.0) / inverse_temperature
+    outside -= tl.abs(outside) * 1e-6
+    low = tl.minimum(tl.maximum(low, key_of(outside).to(tl.int64) >> SHIFT), high)
+    by_value = True
+    narrowed = True
+    while narrowed & (low < high):
+        # Logits are spread over values rather than keys, but steps by value alone need not end.
+        key_0 = probe(low, high, 1, low, by_value, SHIFT)
+        key_1 = probe(low, high, 2, key_0, by_value, SHIFT)
+        key_2 = probe(low, high, 3, key_1, by_value, SHIFT)
+        key_3 = probe(low, high, 4, key_2, by_value, SHIFT)
+        mass_0, mass_1, mass_2, mass_3 = rough_masses_from(
+            row, value_above(key_0, SHIFT), value_above(key_1, SHIFT), value_above(key_2, SHIFT),
+            value_above(key_3, SHIFT), largest, inverse_temperature, GROUP, MASKED, BLOCK,
+        )  # fmt: skip
+        first = ((mass_0 * units).to(tl.int64) << 32) + (mass_1 * units).to(tl.int64)
+        second = ((mass_2 * units).to(tl.int64) << 32) + (mass_3 * units).to(tl.int64)
+        first, second, epoch = group_sum_pair(first, second, group, epoch, GROUP)
+        before = high - low
+        low, high = judge(low, high, key_0, first >> 32, p)
+        low, high = judge(low, high, key_1, first & 0xFFFFFFFF, p)
+        low, high = judge(low, high, key_2, second >> 32, p)
+        low, high = judge(low, high, key_3, second & 0xFFFFFFFF, p)
+        narrowed = high - low < before
+        by_value = by_value == 0
+    return low, high, epoch
+
+
+@triton.jit
+def probe(low, high, i: tl.constexpr, least, by_value, SHIFT: tl.constexpr):
+    """A shifted key i fifths of the way from low to high."""
+    value = value_of(low << SHIFT) * (1.0 - i / 5) + value_of(high << SHIFT) * (i / 5)
+    key = tl.where(by_value, key_of(value).to(tl.int64) >> SHIFT, low + (high - low) * i // 5)
+    return tl.minimum(tl.maximum(key, least), high - 1)
+
+
+@triton.jit
+def judge(low, high, key, mass, p):
+    """Narrower, if the mass above `key`, in units of 2**-30 of the whole, tells."""
+    above = mass.to(tl.float64) * 2.0**-30
+    low = tl.where(above - 4 * ROUGH_ERROR > p, tl.maximum(low, key + 1), low)
+    return low, tl.where(above + 4 * ROUGH_ERROR < p, tl.minimum(high, key), high)
 
 
 @triton.jit

@@ -150,7 +150,6 @@ def verify_rejection_kernel(
                 if (largest == float("inf")) | (largest == -float("inf")):
                     best = tl.full([], INVALID, tl.int64)
                 else:
-                    kept_mass = tl.full([], 0, tl.int64)
                     if (top_k > 0) | (top_p < 1.0):
                         total = tl.full([], 0, tl.int64)
                         if top_k == 0:
@@ -171,16 +170,11 @@ def verify_rejection_kernel(
                         values = load_candidates(candidates, num_candidates, CAPACITY)[0]
                         weights = weight((values - largest) * inverse_temperature)
                         kept_mass = tl.sum(tl.where(values >= cutoff, weights, 0))
-                    else:
-                        kept_mass = masses_from(
-                            row, cutoff, cutoff, largest, inverse_temperature, GROUP, MASKED, BLOCK
-                        )[0]
-                        kept_mass, epoch = group_sum(kept_mass, group, epoch, GROUP)
-                    least_mass = kept_mass.to(tl.float64) * UNIT
-                    most_mass = least_mass
-            else:
+                        least_mass = kept_mass.to(tl.float64) * UNIT
+                        most_mass = least_mass
+            if (inverse_temperature > 0.0) & (num_candidates < 0) & (best != INVALID):
                 largest, rough_mass = row_largest_and_mass(
-                    row, inverse_temperature, GROUP, MASKED, BLOCK
+                    row, cutoff, inverse_temperature, GROUP, MASKED, BLOCK
                 )
                 largest, rough_mass, epoch = group_mass(
                     largest, rough_mass, inverse_temperature, group, epoch, GROUP

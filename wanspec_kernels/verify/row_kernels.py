@@ -115,9 +115,15 @@ def row_maxima(
 
 @triton.jit
 def row_largest_and_mass(
-    row, inverse_temperature, GROUP: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr
+    row,
+    cutoff,
+    inverse_temperature,
+    GROUP: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """The largest logit, +inf where there was NaN or +inf; roughly the mass in its weight."""
+    """The largest logit, +inf where there was NaN or +inf; roughly the mass from `cutoff` on, in
+    units of its weight."""
     vocab, rank = row[2], row[3]
     maxima = tl.full([BLOCK // WIDTH, WIDTH], -float("inf"), tl.float32)
     units = tl.full([BLOCK // WIDTH], LOWEST, tl.float32)
@@ -125,7 +131,7 @@ def row_largest_and_mass(
     for start in tl.range(rank * BLOCK, vocab, GROUP * BLOCK, num_stages=STAGES):
         x = load_block(row, start, MASKED, BLOCK)
         maxima = tl.maximum(maxima, x, propagate_nan=tl.PropagateNan.ALL)
-        x = tl.where(x < float("inf"), x, -float("inf"))
+        x = tl.where((x >= cutoff) & (x < float("inf")), x, -float("inf"))
         largest = tl.maximum(units, tl.max(x, axis=1))
         weights = tl.exp2((x - largest[:, None]) * (inverse_temperature * LOG2_E))
         masses *= rough_weight(units - largest, inverse_temperature)
@@ -199,6 +205,29 @@ def masses_from(
         kept += tl.where(x >= cutoff, w, 0)
         mass += tl.where(x >= least, w, 0)
     return tl.sum(tl.sum(kept, axis=1)), tl.sum(tl.sum(mass, axis=1))
+
+
+@triton.jit
+def rough_masses_from(
+    row, least_0, least_1, least_2, least_3, largest, inverse_temperature,
+    GROUP: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rough sums of weights, float32, of logits at least as large as each; least_0 is the least."""
+    vocab, rank = row[2], row[3]
+    scale = inverse_temperature * LOG2_E
+    mass_0 = tl.zeros([BLOCK // WIDTH], tl.float32)
+    mass_1 = tl.zeros([BLOCK // WIDTH], tl.float32)
+    mass_2 = tl.zeros([BLOCK // WIDTH], tl.float32)
+    mass_3 = tl.zeros([BLOCK // WIDTH], tl.float32)
+    for start in tl.range(rank * BLOCK, vocab, GROUP * BLOCK, num_stages=STAGES):
+        x = load_block(row, start, MASKED, BLOCK)
+        if largest_of(x) >= least_0:
+            w = tl.exp2((x - largest) * scale)
+            mass_0 += tl.sum(tl.where(x >= least_0, w, 0.0), axis=1)
+            mass_1 += tl.sum(tl.where(x >= least_1, w, 0.0), axis=1)
+            mass_2 += tl.sum(tl.where(x >= least_2, w, 0.0), axis=1)
+            mass_3 += tl.sum(tl.where(x >= least_3, w, 0.0), axis=1)
+    return tl.sum(mass_0), tl.sum(mass_1), tl.sum(mass_2), tl.sum(mass_3)
 
 
 @triton.jit
