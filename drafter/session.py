@@ -122,16 +122,23 @@ class Session:
         return sum(e.drafting.growth.num_unsent for e in self._entries.values() if not e.lost)
 
     def drafts(self, max_nodes: int | None = None) -> list[Draft]:
-        """DRAFTs of about so many of the nodes not sent yet, the same of every request."""
+        """DRAFTs of about so many of the nodes not sent yet, the same of every request.
+
+        Where that is less than a node each, one request has it all, and another the next time.
+        """
         waiting = [
-            e.drafting.growth
-            for e in self._entries.values()
-            if not e.lost and e.drafting.growth.num_unsent
+            request
+            for request, entry in self._entries.items()
+            if not entry.lost and entry.drafting.growth.num_unsent
         ]
+        if max_nodes is not None and max_nodes < len(waiting):
+            waiting = waiting[:1] if max_nodes else []
+            for request in waiting:
+                self._entries[request] = self._entries.pop(request)
         each = None if max_nodes is None else max_nodes // max(1, len(waiting))
         out: list[Draft] = []
-        for growth in waiting if each != 0 else ():
-            out += growth.take_drafts(each)
+        for request in waiting:
+            out += self._entries[request].drafting.growth.take_drafts(each)
         self.counters.num_drafts += len(out)
         self.counters.num_nodes += sum(len(draft.token_ids) for draft in out)
         return out

@@ -360,6 +360,9 @@ def test_drafts_are_shared_among_requests_and_the_rest_waits(session):
     assert [d.request for d in drafts] == [1, 2]
     assert all(len(d.token_ids) == 3 for d in drafts)
     assert session.num_unsent == waiting - 6
-    assert session.drafts(1) == []  # less than one for each
+    # Less than one for each: they take turns.
+    turns = [session.drafts(1) for _ in range(4)]
+    assert [draft.request for drafts in turns for draft in drafts] == [1, 2, 1, 2]
+    assert session.drafts(0) == []
     session.drafts()
     assert (session.num_unsent, session.drafts()) == (0, [])
