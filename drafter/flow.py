@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 FIRST_WINDOW = 16 * 1024  # bytes
 MIN_WINDOW = 512
 MAX_WINDOW = 4 * 1024 * 1024
@@ -52,8 +54,7 @@ class Flow:
             return 0
         # Spread over the round trip: all at once would wait for itself.
         share = (now_us - self._sent_us) / self._round_trip_us
-        paced = min(share * self.window, max(self.window / 4, MIN_WINDOW))
-        room = min(paced, self.window - (self._sent - self._arrived))
+        room = min(share * self.window, self._most_at_once, self._left)
         return max(0, int(room / self._node_bytes))
 
     def allowance(self, unsent: int, now_us: int) -> int:
@@ -62,6 +63,22 @@ class Flow:
         if room < unsent:
             self._is_limit = self._was_limit = True
         return room
+
+    def next_us(self, unsent: int, now_us: int) -> int:
+        """When to ask again, by who still has so many nodes to send and nothing else to do.
+
+        By its pace the flow soon has room for all of them, or for as much as goes at once; for less
+        nobody should wake, as every message has a head and repeats ancestors. Where only an answer
+        makes room, a marker is due, or one will count as lost.
+        """
+        piece = min(unsent * self._node_bytes, self._most_at_once)
+        at_us = min(self._markers, default=now_us) + self._patience_us + 1
+        if not self._is_emptying:
+            if self._left >= piece:
+                at_us = self._sent_us + math.ceil(piece / self.window * self._round_trip_us) + 1
+            elif self._may_mark:
+                at_us = self._marked_us + math.ceil(self._interval_us)
+        return max(now_us, at_us)
 
     def sent(self, num_bytes: int, num_nodes: int, now_us: int) -> None:
         """A DRAFT is on its way."""
@@ -82,16 +99,30 @@ class Flow:
     def _wants_marker(self, now_us: int) -> bool:
         if self._is_emptying:
             return not self._markers
+        return self._may_mark and now_us - self._marked_us >= self._interval_us
+
+    @property
+    def _may_mark(self) -> bool:
+        """Once the last marker is long enough ago."""
         last = max(self._markers.values(), default=self._arrived)
-        return (
-            self._sent > last
-            and len(self._markers) < MAX_MARKERS
-            and now_us - self._marked_us >= self._interval_us
-        )
+        return self._sent > last and len(self._markers) < MAX_MARKERS
+
+    @property
+    def _most_at_once(self) -> float:
+        return max(self.window / 4, MIN_WINDOW, self._node_bytes)
+
+    @property
+    def _left(self) -> float:
+        """Of the window, in which there is room for a node at least."""
+        return max(self.window, self._node_bytes) - (self._sent - self._arrived)
 
     @property
     def _interval_us(self) -> float:
         return max(MARKER_INTERVAL_US, self._round_trip_us / MAX_MARKERS)
+
+    @property
+    def _patience_us(self) -> int:
+        return LOST_AFTER_US + 2 * self._round_trip_us
 
     def answered(self, clock_us: int, peer_clock_us: int, now_us: int) -> None:
         """A PONG came, of a marker or of any other PING."""
@@ -131,9 +162,8 @@ class Flow:
 
     def _forget_lost(self, now_us: int) -> None:
         """Where nothing is answered, little goes, but not nothing: a marker can get lost."""
-        patience = LOST_AFTER_US + 2 * self._round_trip_us
         for clock_us, sent in list(self._markers.items()):
-            if now_us - clock_us > patience:
+            if now_us - clock_us > self._patience_us:
                 del self._markers[clock_us]
                 self._arrived = max(self._arrived, sent)
                 self.window = MIN_WINDOW

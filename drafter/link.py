@@ -154,7 +154,7 @@ class Link:
             wants = self._session.busy
             waits = not writable and (wants or self._session.num_unsent > 0)
             poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if waits else 0))
-            wait_us = 0 if wants and writable else max(connection.deadline_us - _now_us(), 0)
+            wait_us = 0 if wants and writable else self._wait_us(connection, writable)
             ready = dict(poller.poll(-(-wait_us // 1000)))
             if self._stopping:
                 socket.linger = LINGER_MS
@@ -174,6 +174,14 @@ class Link:
             if self._session.busy:
                 self._send(socket, connection, self._session.step())
             self._send_drafts(socket, connection)
+
+    def _wait_us(self, connection: Connection, writable: bool) -> int:
+        """Until there is something to do, if nothing is heard before."""
+        unsent, now_us = self._session.num_unsent, _now_us()
+        until_us = connection.deadline_us
+        if unsent and writable:
+            until_us = min(until_us, connection.flow.next_us(unsent, now_us))
+        return max(until_us - now_us, 0)
 
     def _send_drafts(self, socket: zmq.Socket[bytes], connection: Connection) -> None:
         """As many as the link takes; the rest stay where commits prune them."""

@@ -46,7 +46,10 @@ class Wire:
             arrives_us = 1e6 * self.up.arrival(self.now_us / 1e6, size)
             self.waited_us = arrives_us - self.now_us - self._least_us
             self.flow.sent(size, nodes, self.now_us)
-        if self.flow.mark(self.now_us):
+        marks = self.flow.mark(self.now_us)
+        if nodes < unsent:
+            assert self.flow.next_us(unsent - nodes, self.now_us) > self.now_us
+        if marks:
             self.num_markers += 1
             arrives_us = 1e6 * self.up.arrival(self.now_us / 1e6, 30)
             back_us = 1e6 * self.down.arrival(arrives_us / 1e6, 30)
@@ -132,3 +135,48 @@ def test_answers_to_other_pings_say_nothing():
     assert not flow.mark(110_000)  # nothing was sent since
     flow.answered(90_000, 100_000, 110_000)
     assert flow.room(110_000) == FIRST_WINDOW // 4 // NODE_BYTES
+
+
+def drain(flow, unsent, until_us):
+    """As an idle drafter with nothing to hear: what it sends of so many nodes, at each waking."""
+    now_us, sent = 0, []
+    while unsent and now_us < until_us:
+        nodes = min(flow.allowance(unsent, now_us), unsent)
+        if nodes:
+            flow.sent(NODE_BYTES * nodes, nodes, now_us)
+        flow.mark(now_us)
+        unsent -= nodes
+        sent.append((now_us, nodes))
+        now_us = flow.next_us(unsent, now_us)
+    return sent
+
+
+@pytest.mark.parametrize("round_trip_ms", [1, 30, 150])
+def test_an_idle_drafter_sends_a_window_within_a_round_trip_in_quarters(round_trip_ms):
+    sent = drain(Flow(1000 * round_trip_ms, 0), FIRST_WINDOW // NODE_BYTES, 10**9)
+    assert [nodes for _, nodes in sent] == [FIRST_WINDOW // 4 // NODE_BYTES] * 4
+    assert sent[-1][0] <= 1000 * round_trip_ms
+
+
+def test_an_idle_drafter_sleeps_while_its_window_is_full():
+    sent = drain(Flow(30_000, 0), 10**6, 20_000_000)
+    # The window in quarters and two or three markers; then for each that got lost, a little more.
+    assert sum(nodes > 0 for _, nodes in sent) < 25
+    assert len(sent) < 60
+    assert sent[-1][0] > 15_000_000
+
+
+@pytest.mark.parametrize("node_bytes", [40, 600])
+def test_nodes_of_any_size_still_go_where_nothing_is_answered(node_bytes):
+    """Under `rejection` a node comes with a distribution, which may exceed the least window."""
+    flow, now_us, late = Flow(30_000, 0), 0, 0
+    while now_us < 60_000_000:
+        nodes = min(flow.allowance(1000, now_us), 1000)
+        if nodes:
+            flow.sent(node_bytes * nodes, nodes, now_us)
+            late += now_us > 30_000_000
+        flow.mark(now_us)
+        before_us, now_us = now_us, flow.next_us(1000, now_us)
+        assert now_us > before_us
+    assert flow.window == MIN_WINDOW
+    assert late > 5

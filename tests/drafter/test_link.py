@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from zmq.auth.thread import ThreadAuthenticator
 
 from drafter.connection import Backoff
+from drafter.growth import GrowthShape
 from drafter.link import Link, Refused
 from drafter.main import app
 from drafter.session import Limits, Session
@@ -118,7 +119,9 @@ def verifier(keys):
 class Running:
     """A link in a thread; `result` is what its `run` raised."""
 
-    def __init__(self, keys, endpoint, secret="enrolled/drafter.secret", **changes) -> None:
+    def __init__(
+        self, keys, endpoint, secret="enrolled/drafter.secret", session=None, **changes
+    ) -> None:
         settings = {
             "endpoint": endpoint,
             "secret": load_secret(keys / secret),
@@ -129,7 +132,7 @@ class Running:
             "max_nodes": 32,
             "backoff": Backoff(first_ms=1, most_ms=10),
         }
-        self.session = Session(FakeModel(), limits=Limits(2, 32))
+        self.session = session or Session(FakeModel(), limits=Limits(2, 32))
         self.link = Link(self.session, **(settings | changes))
         self.result: Exception | None = None
         self.thread = Thread(target=self.run)
@@ -161,6 +164,26 @@ def test_a_request_from_open_to_close(keys, verifier):
         assert verifier.receive(Close).request == 3
         drafter.thread.join(5)
         assert drafter.result is None
+
+
+def test_an_idle_drafter_sends_its_tree_by_the_pace_alone(keys, verifier):
+    """Nothing is answered, so nothing but its clock can wake it; and it does not spin."""
+    shape = GrowthShape(512, max_children=16, min_probability=0.0, min_path_probability=1e-9)
+    session = Session(FakeModel(), limits=Limits(2, 1024), shape=shape)
+    with closing(Running(keys, verifier.endpoint, session=session)) as drafter:
+        rounds, send_drafts = [], drafter.link._send_drafts
+        drafter.link._send_drafts = lambda *a: (rounds.append(session.busy), send_drafts(*a))
+        hello = verifier.receive(Hello)
+        # A round trip of a second, of which the tree takes half.
+        verifier.send(Welcome(hello.clock_us - 1_000_000, 0, verifier.heartbeat_ms, 65536))
+        verifier.send(open_request(request=1, max_nodes=1024))
+        paths = set()
+        while len(paths) < 1024:
+            assert verifier.socket.poll(WAIT_MS // 4), len(paths)
+            message = decode(verifier.socket.recv_multipart()[1])
+            if isinstance(message, Draft):
+                paths.update(paths_of(message))
+        assert rounds.count(False) < 10
 
 
 def test_no_message_stops_the_daemon(keys, verifier):

@@ -10,6 +10,7 @@ from wanspec_kernels.simulation.measures import best_chain, best_tree, measure, 
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
 from wanspec_kernels.simulation.synthetic import generate
 from wanspec_kernels.simulation.traces import load
+from wanspec_kernels.simulation.world import World
 from wanspec_kernels.verifier.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
 
 
@@ -184,3 +185,38 @@ def test_a_narrow_link_is_not_filled_with_what_is_stale(trace, mbit):
     assert found.exact
     assert found.latency_ms < 20.0  # 30 without any draft
     assert found.up_mbit < mbit
+
+
+def idle(trace, max_nodes):
+    """A drafter that grows its tree at once, for a target that takes an hour a pass."""
+    fast = DrafterProfile(LinkProfile(150.0), machine=Machine(0.1), max_nodes=max_nodes)
+    return World(
+        Scenario(trace, (fast,), policy=NeverLocal(), target=Machine(3.6e6), home=None, tokens=100)
+    )
+
+
+def run_until(world, at_ms):
+    for number, serving in world.servings.items():
+        world.generations[number] = serving.generation
+        world.remotes[0].update(serving.generation)
+        serving.start()
+    world.env.run(until=at_ms)
+
+
+def test_an_idle_drafter_sends_its_tree_by_the_pace_alone(trace):
+    world = idle(trace, max_nodes=600)
+    run_until(world, 75.0 + 149.0)  # half a round trip for the request; no answer yet
+    drafter = world.remotes[0].drafter
+    assert drafter.counters.num_nodes >= 600
+    assert (drafter.busy, drafter.num_unsent) == (False, 0)
+
+
+def test_an_idle_drafter_does_not_spin_while_its_window_is_full(trace):
+    world = idle(trace, max_nodes=2048)
+    remote = world.remotes[0]
+    rounds, send_drafts = [], remote._send_drafts
+    remote._send_drafts = lambda: (rounds.append(world.env.now), send_drafts())
+    remote.up.stall(1e9)
+    run_until(world, 2000.0)
+    assert (remote.drafter.busy, remote.drafter.num_unsent > 0) == (False, True)
+    assert sum(at > 300.0 for at in rounds) < 30

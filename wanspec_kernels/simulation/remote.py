@@ -112,7 +112,7 @@ class Remote:
             self._send_drafts()
             if not self.drafter.busy:
                 self._wake = self._env.event()
-                yield self._wake
+                yield self._wake | self._paced()
                 continue
             before, connection = self.drafter.counters.num_tokens, self._connection
             errors = self.drafter.step()
@@ -134,6 +134,14 @@ class Remote:
             self._send(self.up, [draft], self._hear)
         if self._flow.mark(now_us):
             self._send(self.up, [Ping(now_us, 0)], self._hear)
+
+    def _paced(self) -> simpy.Event:
+        """When more may go, though nothing is heard."""
+        unsent, now_us = self.drafter.num_unsent, self._now_us()
+        if not unsent:
+            return self._env.event()
+        wait_us = max(1, self._flow.next_us(unsent, now_us) - now_us)
+        return self._env.timeout(wait_us / 1000)
 
     def _answers(self, message: Message) -> list[Message]:
         match message:
