@@ -236,10 +236,50 @@ def test_a_torn_link_delivers_half_a_segment() -> None:
 def test_a_new_bandwidth_is_that_of_what_is_sent_then() -> None:
     way = Direction(10.0, 0.0, None, "seed")
     assert way.arrival(1.0, 1000) == pytest.approx(1.010)
-    way.limit(8.0)
+    way.limit(8.0, 2.0)
     assert way.arrival(2.0, 1000) == pytest.approx(2.011)
-    way.limit(None)
+    way.limit(None, 3.0)
     assert way.arrival(3.0, 1000) == pytest.approx(3.010)
+
+
+def test_a_new_bandwidth_is_that_of_what_still_waits() -> None:
+    way = Direction(10.0, 0.0, 8.0, "seed")
+    segments = [way.send(1.0, 1000) for _ in range(4)]
+    # One has left the queue, and half of the next.
+    way.limit(0.8, 1.0015)
+    expected = [1.011, 1.0015 + 0.005 + 0.010, 1.0265, 1.0365]
+    assert [s.arrival for s in segments] == pytest.approx(expected)
+    assert way.arrival(1.002, 1000) == pytest.approx(1.0465)
+    way.limit(None, 1.003)
+    assert [s.arrival for s in segments] == pytest.approx([1.011, 1.013, 1.013, 1.013])
+    assert way.arrival(1.003, 1000) == pytest.approx(1.013)
+
+
+def test_nothing_overtakes_when_the_bandwidth_changes() -> None:
+    way, rng = Direction(10.0, 8.0, 8.0, "seed"), random.Random(0)
+    segments, now = [], 0.0
+    for _ in range(2000):
+        now += rng.uniform(0.0, 0.004)
+        if rng.random() < 0.1:
+            gone = [(s, s.arrival) for s in segments if s.leaves <= now]
+            way.limit(rng.choice([None, 0.1, 8.0, 50.0]), now)
+            assert all(s.arrival == arrival for s, arrival in gone)
+            assert all(s.arrival >= now + 0.010 for s in segments if s.leaves > now)
+        segments.append(way.send(now, rng.randrange(2000)))
+    arrivals = [s.arrival for s in segments]
+    assert arrivals == sorted(arrivals)
+
+
+def test_a_link_that_is_wide_again_delivers_what_waited() -> None:
+    async def main() -> None:
+        async with echo_through(bandwidth_mbit=0.001) as (link, reader, writer):
+            writer.write(bytes(5000))  # 40 s each way
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(1), 0.05)
+            link.limit(None)
+            await reader.readexactly(5000)
+
+    run(main)
 
 
 def test_a_half_closed_connection_still_answers() -> None:

@@ -15,13 +15,24 @@ import random
 import selectors
 import signal
 import stat
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 MIN_SEGMENT_BYTES = 1448  # TCP's payload of an Ethernet frame
 MAX_SEGMENT_BYTES = 32 * 1024
 MAX_SEGMENTS = 2048  # in flight, each way of a connection; then the sender has to wait
 PARENT_CHECK_S = 0.5
+
+
+@dataclass(slots=True)
+class Segment:
+    """One on its way; times in seconds."""
+
+    leaves: float  # the queue
+    travel: float
+    arrival: float  # earlier or later once the bandwidth changes, while it is in the queue
 
 
 class Direction:
@@ -38,18 +49,41 @@ class Direction:
         self._jitter_s = jitter_ms / 1e3
         self._random = random.Random(seed)
         self._free_at = 0.0
-        self._last_arrival = 0.0
-        self.limit(bandwidth_mbit)
+        self._queue: deque[Segment] = deque()
+        self._last_arrival = 0.0  # of those sent
+        self._left_arrival = 0.0  # of those that have left the queue
+        self._s_per_byte = _s_per_byte(bandwidth_mbit)
 
-    def limit(self, bandwidth_mbit: float | None) -> None:
-        """A new bandwidth for what is sent from now on; None or 0: no limit."""
-        self._s_per_byte = 8e-6 / bandwidth_mbit if bandwidth_mbit else 0.0
+    def limit(self, bandwidth_mbit: float | None, now: float) -> None:
+        """A new bandwidth for what is sent from now on, and what waits; None or 0: no limit."""
+        self._pass_on(now)
+        before, self._s_per_byte = self._s_per_byte, _s_per_byte(bandwidth_mbit)
+        if not self._queue:
+            return
+        # Whatever waits goes without a gap, so all of its times stretch alike.
+        stretch = self._s_per_byte / before
+        self._last_arrival = self._left_arrival
+        for segment in self._queue:
+            segment.leaves = now + (segment.leaves - now) * stretch
+            self._last_arrival = max(self._last_arrival, segment.leaves + segment.travel)
+            segment.arrival = self._last_arrival
+        self._free_at = self._queue[-1].leaves
 
-    def arrival(self, now: float, num_bytes: int) -> float:
+    def send(self, now: float, num_bytes: int) -> Segment:
+        self._pass_on(now)
         self._free_at = max(now, self._free_at) + num_bytes * self._s_per_byte
         travel = self._delay_s + self._random.uniform(0.0, self._jitter_s)
         self._last_arrival = max(self._last_arrival, self._free_at + travel)
-        return self._last_arrival
+        segment = Segment(self._free_at, travel, self._last_arrival)
+        self._queue.append(segment)
+        return segment
+
+    def arrival(self, now: float, num_bytes: int) -> float:
+        return self.send(now, num_bytes).arrival
+
+    def _pass_on(self, now: float) -> None:
+        while self._queue and self._queue[0].leaves <= now:
+            self._left_arrival = self._queue.popleft().arrival
 
 
 class LinkEmulator:
@@ -94,6 +128,7 @@ class LinkEmulator:
         self._connections: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._limited = asyncio.Event()  # then another waits for the next new bandwidth
         self._server: asyncio.Server | None = None
 
     @property
@@ -133,10 +168,13 @@ class LinkEmulator:
         self._tearing = True
 
     def limit(self, bandwidth_mbit: float | None) -> None:
-        """Another bandwidth, each way, from now on; None or 0: no limit."""
+        """Another bandwidth, each way, also for what waits; None or 0: no limit."""
+        now = asyncio.get_running_loop().time()
         self._segment_bytes = _segment_bytes(bandwidth_mbit)
         for way in (self._up, self._down):
-            way.limit(bandwidth_mbit)
+            way.limit(bandwidth_mbit, now)
+        self._limited.set()
+        self._limited = asyncio.Event()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._server is None or not self._server.is_serving():
@@ -157,7 +195,7 @@ class LinkEmulator:
                     (near_reader, far, self._up),
                     (far_reader, near, self._down),
                 ):
-                    segments: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(MAX_SEGMENTS)
+                    segments: asyncio.Queue[tuple[Segment, bytes]] = asyncio.Queue(MAX_SEGMENTS)
                     group.create_task(self._take(reader, segments, way))
                     group.create_task(self._deliver(segments, writer))
         except* (OSError, asyncio.CancelledError):
@@ -172,22 +210,25 @@ class LinkEmulator:
     async def _take(
         self,
         reader: asyncio.StreamReader,
-        segments: "asyncio.Queue[tuple[float, bytes]]",
+        segments: "asyncio.Queue[tuple[Segment, bytes]]",
         way: Direction,
     ) -> None:
         now = asyncio.get_running_loop().time
         data = b"-"
         while data:
             data = await reader.read(self._segment_bytes)
-            await segments.put((way.arrival(now(), len(data)), data))
+            await segments.put((way.send(now(), len(data)), data))
 
     async def _deliver(
-        self, segments: "asyncio.Queue[tuple[float, bytes]]", writer: asyncio.StreamWriter
+        self, segments: "asyncio.Queue[tuple[Segment, bytes]]", writer: asyncio.StreamWriter
     ) -> None:
         now = asyncio.get_running_loop().time
         while True:
-            arrival, data = await segments.get()
-            await asyncio.sleep(arrival - now())
+            segment, data = await segments.get()
+            while segment.arrival > now():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(segment.arrival):
+                        await self._limited.wait()
             await self._flowing.wait()
             if not data:
                 writer.write_eof()
@@ -200,6 +241,10 @@ class LinkEmulator:
                 return
             writer.write(data)
             await writer.drain()
+
+
+def _s_per_byte(bandwidth_mbit: float | None) -> float:
+    return 8e-6 / bandwidth_mbit if bandwidth_mbit else 0.0
 
 
 def _segment_bytes(bandwidth_mbit: float | None) -> int:

@@ -84,7 +84,7 @@ def test_jitter_is_no_queue():
 def test_a_cut_of_the_bandwidth_is_found_out():
     wire = Wire(30.0, 50.0)
     wire.run(10.0)
-    wire.up.limit(1.0)
+    wire.up.limit(1.0, wire.now_us / 1e6)
     wire.run(10.0)
     waits = []
     for _ in range(500):

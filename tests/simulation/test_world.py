@@ -105,6 +105,29 @@ def test_a_link_delays_queues_and_stalls():
     assert max(a - 10.0 * i for i, a in enumerate(arrivals)) > 200.0
 
 
+def test_a_new_bandwidth_is_that_of_what_still_waits_in_a_link():
+    way = OneWay(LinkProfile(20.0, bandwidth_mbit=0.8), "1")
+    sent = [way.send(0.0, 1000) for _ in range(3)]
+    assert [carried.arrival_ms for carried in sent] == pytest.approx([20.0, 30.0, 40.0])
+    assert way.limit(8.0, 15.0) == sent[1:]
+    assert [carried.arrival_ms for carried in sent] == pytest.approx([20.0, 25.5, 26.5])
+    way.stall(50.0)
+    assert way.arrival_ms(16.0, 1000) == 50.0
+    assert len(way.limit(None, 16.0)) == 2
+    assert sent[2].arrival_ms == pytest.approx(26.0)
+
+
+def test_a_link_that_is_wide_again_delivers_what_waited(trace):
+    world = idle(trace, max_nodes=256)
+    remote = world.remotes[0]
+    remote.limit(remote.down, 1e-4)  # the request takes longer than the test
+    run_until(world, 1000.0)
+    assert remote.drafter.requests == ()
+    remote.limit(remote.down, None)
+    world.env.run(until=1080.0)
+    assert remote.drafter.requests == (1,)
+
+
 def test_a_drafter_that_is_always_late_is_asked_for_less(trace):
     """Its bytes are saved, and nothing else changes."""
     first, double = (

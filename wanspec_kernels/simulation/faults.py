@@ -46,7 +46,7 @@ class Faults:
                         way.stall(env.now + rng.choice(STALLS_MS))
                 case "narrow":
                     for way in (remote.up, remote.down):
-                        way.limit(rng.choice(NARROW_MBIT))
+                        remote.limit(way, rng.choice(NARROW_MBIT))
                 case "jump":
                     self.world.clock.ahead_ms += rng.choice(JUMPS_MS)
                 case "restart":

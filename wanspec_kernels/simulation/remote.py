@@ -1,15 +1,16 @@
 """Remote: a drafter elsewhere in virtual time, with its link and the verifier's session for it."""
 
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 import simpy
 
 from drafter.flow import Flow
 from drafter.session import Limits, Session
 from wanspec_kernels.protocol import Draft, Hello, Message, Open, Ping, Pong, decode, encode
-from wanspec_kernels.simulation.link import OneWay
+from wanspec_kernels.simulation.link import Carried, OneWay
 from wanspec_kernels.simulation.machine import Clock
 from wanspec_kernels.simulation.scenario import DrafterProfile
 from wanspec_kernels.simulation.traced import TracedProposer
@@ -50,6 +51,7 @@ class Remote:
         self._greet()
         self._generations = generations
         self._on_offer = on_offer
+        self._carried: dict[Carried, tuple[simpy.Event, Callable[[], None]]] = {}
         self._inbox: list[bytes] = []
         self._connection = 0  # messages of earlier ones are lost
         self._stopped_until_ms = 0.0
@@ -72,6 +74,7 @@ class Remote:
     def disconnect(self) -> None:
         """The connection breaks or the drafter dies: what is under way is lost."""
         self._connection += 1
+        self._carried.clear()
         self._inbox.clear()
         self.drafter.reset()
         self.session.end("disconnected")
@@ -88,6 +91,12 @@ class Remote:
     def stop(self, until_ms: float) -> None:
         """The drafter's process stands still, its connection stays."""
         self._stopped_until_ms = until_ms
+
+    def limit(self, way: OneWay, bandwidth_mbit: float | None) -> None:
+        """Another bandwidth, also for what waits in the link."""
+        for carried in way.limit(bandwidth_mbit, self._env.now):
+            if carried in self._carried:
+                self._await(carried, self._carried[carried][1])
 
     def _greet(self) -> None:
         now = self._clock.now_ms
@@ -168,17 +177,22 @@ class Remote:
     def _send(
         self, way: OneWay, messages: Iterable[Message], deliver: Callable[[bytes], None]
     ) -> None:
-        now, connection = self._env.now, self._connection
-
-        def arrives(event: simpy.Event) -> None:
-            if connection == self._connection:
-                deliver(cast("bytes", event.value))
-
         for message in messages:
             data = encode(message)
-            arrival = self._env.timeout(way.arrival_ms(now, len(data)) - now, data)
-            assert arrival.callbacks is not None
-            arrival.callbacks.append(arrives)
+            carried = way.send(self._env.now, len(data))
+            self._await(carried, partial(deliver, data))
+
+    def _await(self, carried: Carried, then: Callable[[], None]) -> None:
+        def arrives(event: simpy.Event) -> None:
+            # Not if it was lost with its connection, or is awaited at another time by now.
+            if carried in self._carried and self._carried[carried][0] is event:
+                del self._carried[carried]
+                then()
+
+        arrival = self._env.timeout(max(0.0, carried.arrival_ms - self._env.now))
+        self._carried[carried] = (arrival, then)
+        assert arrival.callbacks is not None
+        arrival.callbacks.append(arrives)
 
     def _receive(self, data: bytes) -> None:
         """At the drafter."""
