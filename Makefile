@@ -32,6 +32,7 @@ bench: .venv/bench.stamp
 	$(BIN)/python -m pytest bench --benchmark-only -rs
 	$(BIN)/python -m bench.peers
 	$(BIN)/python -m bench.attention_peers
+	$(BIN)/python -m bench.cache_moves
 	$(BIN)/python -m bench.target_pass
 
 cuda: .venv/dev.stamp

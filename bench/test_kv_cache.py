@@ -20,7 +20,7 @@ ACCEPTED = 4
 @pytest.mark.parametrize(("batch", "num_nodes", "context"), shapes(CPU_SHAPES, GPU_SHAPES))
 def test_write(timed, device, batch, num_nodes, context, backend):
     tree = random_trees(batch, num_nodes, 4096, device)
-    pages, places = _pages(1, batch, num_nodes, context, device)
+    pages, places = random_pages(1, batch, num_nodes, context, device)
     shape = (2, batch * num_nodes, KV_HEADS, HEAD_DIM)
     keys, values = torch.randn(shape, device=device).to(pages[0].dtype)
 
@@ -28,7 +28,7 @@ def test_write(timed, device, batch, num_nodes, context, backend):
         write(into[0][0], into[1][0], keys, values, tree, *places, backend=backend)
 
     backend_or_skip(run, backend)
-    _same_as_the_reference(run, pages, backend)
+    same_as_the_reference(run, pages, backend)
     timed(lambda: run(backend))
 
 
@@ -36,7 +36,7 @@ def test_write(timed, device, batch, num_nodes, context, backend):
 @pytest.mark.parametrize(("batch", "num_nodes", "context"), shapes(CPU_SHAPES, GPU_SHAPES))
 def test_compact(timed, device, batch, num_nodes, context, backend):
     layers = LAYERS if device.type == "cuda" and batch < 64 else 2
-    pages, places = _pages(layers, batch, num_nodes, context, device)
+    pages, places = random_pages(layers, batch, num_nodes, context, device)
     host = random.Random(0)
     nodes = [sorted(host.sample(range(1, num_nodes), ACCEPTED)) for _ in range(batch)]
     accepted_nodes = torch.tensor(nodes, dtype=torch.int32).to(device)
@@ -46,7 +46,7 @@ def test_compact(timed, device, batch, num_nodes, context, backend):
         compact(*into, accepted_nodes, num_accepted, *places, backend=backend)
 
     backend_or_skip(run, backend)
-    _same_as_the_reference(run, pages, backend)
+    same_as_the_reference(run, pages, backend)
     timed(lambda: run(backend))
 
 
@@ -93,7 +93,7 @@ def test_bookkeeping(timed):
     timed(serve)
 
 
-def _pages(layers, batch, num_nodes, context, device):
+def random_pages(layers, batch, num_nodes, context, device):
     """Key and value pages of random numbers, and context lengths with a shuffled page table."""
     pages_each = -(-(context + num_nodes) // PAGE_SIZE)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -105,7 +105,7 @@ def _pages(layers, batch, num_nodes, context, device):
     return pages, (context_lens, page_table)
 
 
-def _same_as_the_reference(run, pages, backend):
+def same_as_the_reference(run, pages, backend):
     ours, oracle = ([page.clone() for page in pages] for _ in range(2))
     run(backend, ours)
     run("reference", oracle)
