@@ -1,8 +1,8 @@
 """Device functions that find `sampling.cutoff`, bit for bit, of a row that a group shares.
 
 Counts and masses are exact, and each filter's predicate is monotone over the ordered keys of the
-logits. The few largest logits are gathered first; only what they cannot decide needs passes over
-the row. A key is shifted right by SHIFT, the low bits that a dtype never uses.
+logits; rough masses only rule keys out. The few largest logits are gathered first; only what they
+cannot decide needs passes over the row. A key is shifted right by SHIFT, the low bits that a dtype never uses.
 """
 
 # mypy: ignore-errors
