@@ -48,6 +48,7 @@ class Remote:
         self._hello = Hello(VOCABULARY, f"drafter {source}", max_requests, profile.max_nodes, 0)
         self.busy_ms = 0.0
         self._env, self._clock = env, clock
+        self._random = Random(f"{seed} {source} greeting")
         self._greet()
         self._generations = generations
         self._on_offer = on_offer
@@ -104,10 +105,13 @@ class Remote:
             self.source, str(self.source), vocabulary=VOCABULARY, now=now
         )
         self.session.on_message(self._hello, now)
-        # As WELCOME, which is not carried, would say.
-        way_us = int(500 * self.profile.link.round_trip_ms)
-        offset_us = int(1000 * (now - self._env.now))
-        self._flow = Flow(2 * way_us, way_us + offset_us)
+        # As WELCOME, which is not carried, would say: each way with a jitter of its own.
+        link = self.profile.link
+        up_ms, down_ms = (
+            link.round_trip_ms / 2 + self._random.uniform(0.0, link.jitter_ms) for _ in range(2)
+        )
+        offset_ms = now - self._env.now
+        self._flow = Flow(int(1000 * (up_ms + down_ms)), int(1000 * (up_ms + offset_ms)))
 
     def _draft(self) -> Generator[simpy.Event, Any, None]:
         """One pass after another; what comes in the meantime is read between them."""

@@ -2,7 +2,8 @@
 
 Counts and masses are exact, and each filter's predicate is monotone over the ordered keys of the
 logits; rough masses only rule keys out. The few largest logits are gathered first; only what they
-cannot decide needs passes over the row. A key is shifted right by SHIFT, the low bits that a dtype never uses.
+cannot decide needs passes over the row. A key is shifted right by SHIFT, the low bits that a dtype
+never uses.
 """
 
 # mypy: ignore-errors
