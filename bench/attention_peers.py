@@ -11,7 +11,6 @@ import random
 import time
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -51,17 +50,15 @@ MATRIX_SIZE = 8192
 
 
 def main(
-    out: Annotated[Path | None, typer.Option(help="Where the JSON goes.")] = None,
-    table_file: Annotated[
-        Path | None, typer.Option("--table", help="Where the Markdown goes.")
-    ] = None,
+    out: table.Out = None,
+    table_file: table.TableFile = None,
     peers: Annotated[str, typer.Option(help="Names of peers, comma between.")] = ",".join(
         p.name for p in PEERS
     ),
-    commit: Annotated[str, typer.Option(help="What is measured, where git cannot say.")] = "",
+    commit: table.Commit = "",
     seconds: Annotated[float, typer.Option(help="Device time for each figure.")] = 0.2,
     limit: Annotated[float, typer.Option(help="Seconds after which no row is begun; 0: none.")] = 0,
-    draw: Annotated[Path | None, typer.Option(help="Only draw the table of these results.")] = None,
+    draw: table.Draw = None,
 ) -> None:
     """Time tree attention beside FlashInfer, SDPA and FlexAttention; write JSON and Markdown."""
     if draw is not None:

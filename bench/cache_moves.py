@@ -8,7 +8,6 @@ Both must leave what the reference leaves in every page before they are timed. N
 """
 
 import random
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -61,13 +60,11 @@ def time_compact(
 
 
 def main(
-    out: Annotated[Path | None, typer.Option(help="Where the JSON goes.")] = None,
-    table_file: Annotated[
-        Path | None, typer.Option("--table", help="Where the Markdown goes.")
-    ] = None,
-    commit: Annotated[str, typer.Option(help="What is measured, where git cannot say.")] = "",
+    out: table.Out = None,
+    table_file: table.TableFile = None,
+    commit: table.Commit = "",
     seconds: Annotated[float, typer.Option(help="Device time for each figure.")] = 0.1,
-    draw: Annotated[Path | None, typer.Option(help="Only draw the table of these results.")] = None,
+    draw: table.Draw = None,
 ) -> None:
     """Time writes and compactions of the KV cache; write JSON and Markdown."""
     if draw is not None:

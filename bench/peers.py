@@ -12,7 +12,6 @@ import time
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from math import ceil
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -221,23 +220,19 @@ def _entry(check: Any, calls: Any, device: torch.device, seconds: float) -> dict
 
 
 def main(
-    out: Annotated[Path | None, typer.Option(help="Where the JSON goes.")] = None,
-    table_file: Annotated[
-        Path | None, typer.Option("--table", help="Where the Markdown goes.")
-    ] = None,
+    out: table.Out = None,
+    table_file: table.TableFile = None,
     rows: Annotated[
         str, typer.Option(help="Patterns of series/rule/mode/BxN/aDEPTH, comma between.")
     ] = "*",
     vocab: Annotated[int, typer.Option(help="0: 128,256 on a GPU, 4,096 elsewhere.")] = 0,
-    commit: Annotated[str, typer.Option(help="What is measured, where git cannot say.")] = "",
+    commit: table.Commit = "",
     seconds: Annotated[float, typer.Option(help="Device time for each figure.")] = 0.2,
     limit: Annotated[float, typer.Option(help="Seconds after which no row is begun; 0: none.")] = 0,
     tiny: Annotated[bool, typer.Option(help="Small shapes, which a CPU takes without asking.")] = (
         False
     ),
-    draw: Annotated[
-        Path | None, typer.Option(help="Only draw the tables of these results.")
-    ] = None,
+    draw: table.Draw = None,
 ) -> None:
     """Time verification beside FlashInfer, SGLang, vLLM and torch; write JSON and Markdown."""
     patterns = [pattern.strip() for pattern in rows.split(",")]

@@ -4,7 +4,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -14,6 +14,10 @@ from bench.peer_adapters import PEERS
 from bench.timing import copy_bandwidth
 
 FORMAT = 1
+Out = Annotated[Path | None, typer.Option(help="Where the JSON goes.")]
+TableFile = Annotated[Path | None, typer.Option("--table", help="Where the Markdown goes.")]
+Commit = Annotated[str, typer.Option(help="What is measured, where git cannot say.")]
+Draw = Annotated[Path | None, typer.Option(help="Only draw the table of these results.")]
 OURS = {"cuda": "ours, CUDA", "triton": "ours, Triton", "reference": "reference"}
 LABELS = OURS | {peer.name: peer.label for peer in PEERS}
 DOES = {peer.name: peer.does for peer in PEERS}

@@ -9,7 +9,6 @@ timed. Needs a CUDA device with 64 GB for batches of 64.
 """
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -37,15 +36,13 @@ Batch = tuple[DraftTree, Tensor, Tensor]
 
 
 def main(
-    out: Annotated[Path | None, typer.Option(help="Where the JSON goes.")] = None,
-    table_file: Annotated[
-        Path | None, typer.Option("--table", help="Where the Markdown goes.")
-    ] = None,
-    commit: Annotated[str, typer.Option(help="What is measured, where git cannot say.")] = "",
+    out: table.Out = None,
+    table_file: table.TableFile = None,
+    commit: table.Commit = "",
     batches: Annotated[str, typer.Option(help="Trees a pass, comma between.")] = "1,8,64",
     attention: Annotated[str, typer.Option(help="Backend of tree_attention.")] = "auto",
     seconds: Annotated[float, typer.Option(help="Device time for each figure.")] = 0.2,
-    draw: Annotated[Path | None, typer.Option(help="Only draw the table of these results.")] = None,
+    draw: table.Draw = None,
 ) -> None:
     """Time passes over trees beside decoding; write JSON and Markdown."""
     if draw is not None:
