@@ -72,15 +72,15 @@ async def echo_through(
 
 def test_arrivals_in_virtual_time() -> None:
     way = Direction(10.0, 0.0, 8.0, "seed")  # 1000 bytes take 1 ms
-    assert way.arrival(1.0, 1000) == pytest.approx(1.011)
-    assert way.arrival(1.0, 1000) == pytest.approx(1.012)
-    assert way.arrival(5.0, 0) == pytest.approx(5.010)
+    assert way.send(1.0, 1000).arrival == pytest.approx(1.011)
+    assert way.send(1.0, 1000).arrival == pytest.approx(1.012)
+    assert way.send(5.0, 0).arrival == pytest.approx(5.010)
 
 
 def test_jitter_is_seeded_bounded_and_overtakes_nothing() -> None:
     def arrivals(seed: str) -> list[float]:
         way = Direction(10.0, 5.0, None, seed)
-        return [way.arrival(i / 1000, 100) for i in range(1000)]
+        return [way.send(i / 1000, 100).arrival for i in range(1000)]
 
     assert arrivals("a") == arrivals("a") != arrivals("b")
     assert arrivals("a") == sorted(arrivals("a"))
@@ -235,11 +235,11 @@ def test_a_torn_link_delivers_half_a_segment() -> None:
 
 def test_a_new_bandwidth_is_that_of_what_is_sent_then() -> None:
     way = Direction(10.0, 0.0, None, "seed")
-    assert way.arrival(1.0, 1000) == pytest.approx(1.010)
+    assert way.send(1.0, 1000).arrival == pytest.approx(1.010)
     way.limit(8.0, 2.0)
-    assert way.arrival(2.0, 1000) == pytest.approx(2.011)
+    assert way.send(2.0, 1000).arrival == pytest.approx(2.011)
     way.limit(None, 3.0)
-    assert way.arrival(3.0, 1000) == pytest.approx(3.010)
+    assert way.send(3.0, 1000).arrival == pytest.approx(3.010)
 
 
 def test_a_new_bandwidth_is_that_of_what_still_waits() -> None:
@@ -249,10 +249,10 @@ def test_a_new_bandwidth_is_that_of_what_still_waits() -> None:
     way.limit(0.8, 1.0015)
     expected = [1.011, 1.0015 + 0.005 + 0.010, 1.0265, 1.0365]
     assert [s.arrival for s in segments] == pytest.approx(expected)
-    assert way.arrival(1.002, 1000) == pytest.approx(1.0465)
+    assert way.send(1.002, 1000).arrival == pytest.approx(1.0465)
     way.limit(None, 1.003)
     assert [s.arrival for s in segments] == pytest.approx([1.011, 1.013, 1.013, 1.013])
-    assert way.arrival(1.003, 1000) == pytest.approx(1.013)
+    assert way.send(1.003, 1000).arrival == pytest.approx(1.013)
 
 
 def test_nothing_overtakes_when_the_bandwidth_changes() -> None:

@@ -78,9 +78,6 @@ class Direction:
         self._queue.append(segment)
         return segment
 
-    def arrival(self, now: float, num_bytes: int) -> float:
-        return self.send(now, num_bytes).arrival
-
     def _pass_on(self, now: float) -> None:
         while self._queue and self._queue[0].leaves <= now:
             self._left_arrival = self._queue.popleft().arrival

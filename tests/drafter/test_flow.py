@@ -43,7 +43,7 @@ class Wire:
         if nodes:
             size = NODE_BYTES * nodes
             self.num_bytes += size
-            arrives_us = 1e6 * self.up.arrival(self.now_us / 1e6, size)
+            arrives_us = 1e6 * self.up.send(self.now_us / 1e6, size).arrival
             self.waited_us = arrives_us - self.now_us - self._least_us
             self.flow.sent(size, nodes, self.now_us)
         marks = self.flow.mark(self.now_us)
@@ -51,8 +51,8 @@ class Wire:
             assert self.flow.next_us(unsent - nodes, self.now_us) > self.now_us
         if marks:
             self.num_markers += 1
-            arrives_us = 1e6 * self.up.arrival(self.now_us / 1e6, 30)
-            back_us = 1e6 * self.down.arrival(arrives_us / 1e6, 30)
+            arrives_us = 1e6 * self.up.send(self.now_us / 1e6, 30).arrival
+            back_us = 1e6 * self.down.send(arrives_us / 1e6, 30).arrival
             self._answers.append((back_us, self.now_us, OFFSET_US + round(arrives_us)))
 
 

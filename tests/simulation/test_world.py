@@ -95,12 +95,12 @@ def test_requests_share_machines(trace):
 
 def test_a_link_delays_queues_and_stalls():
     slow = OneWay(LinkProfile(20.0, bandwidth_mbit=8.0), "1")
-    assert [slow.arrival_ms(0.0, 1000) for _ in range(3)] == pytest.approx([11.0, 12.0, 13.0])
+    assert [slow.send(0.0, 1000).arrival_ms for _ in range(3)] == pytest.approx([11.0, 12.0, 13.0])
     stalling = OneWay(LinkProfile(20.0, stall_ms=100.0, stall_every_ms=1000.0), "1")
-    assert stalling.arrival_ms(880.0, 1) == pytest.approx(890.0)
-    assert stalling.arrival_ms(895.0, 1) == pytest.approx(1000.0)
+    assert stalling.send(880.0, 1).arrival_ms == pytest.approx(890.0)
+    assert stalling.send(895.0, 1).arrival_ms == pytest.approx(1000.0)
     lossy = OneWay(LinkProfile(20.0, loss=0.3), "1")
-    arrivals = [lossy.arrival_ms(10.0 * i, 1) for i in range(200)]
+    arrivals = [lossy.send(10.0 * i, 1).arrival_ms for i in range(200)]
     assert arrivals == sorted(arrivals)
     assert max(a - 10.0 * i for i, a in enumerate(arrivals)) > 200.0
 
@@ -112,7 +112,7 @@ def test_a_new_bandwidth_is_that_of_what_still_waits_in_a_link():
     assert way.limit(8.0, 15.0) == sent[1:]
     assert [carried.arrival_ms for carried in sent] == pytest.approx([20.0, 25.5, 26.5])
     way.stall(50.0)
-    assert way.arrival_ms(16.0, 1000) == 50.0
+    assert way.send(16.0, 1000).arrival_ms == 50.0
     assert len(way.limit(None, 16.0)) == 2
     assert sent[2].arrival_ms == pytest.approx(26.0)
 
@@ -148,7 +148,9 @@ def test_measured_delays_are_played_back_in_order_and_both_ways_at_once():
     way = OneWay(profile, "1", measured, begin=0.25)
     sent = [0.0, 10.0, 20.0, 30.0, 70.0]
     # The second of the four is first; what follows a late one does not overtake it.
-    assert [way.arrival_ms(at, 1) for at in sent] == pytest.approx([15.0, 20.0, 70.0, 70.0, 80.0])
+    assert [way.send(at, 1).arrival_ms for at in sent] == pytest.approx(
+        [15.0, 20.0, 70.0, 70.0, 80.0]
+    )
 
 
 def test_a_link_that_stalled_when_measured_slows_a_run(trace):

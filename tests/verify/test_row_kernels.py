@@ -54,7 +54,7 @@ def cutoff_kernel(
         tl.store(out_ptr + 1, found)
         tl.store(out_candidates_ptr, num_candidates)
         found, _ = row_cutoff(
-            row, largest, inverse_temperature, top_k, top_p, group, 0, SHIFT, 1, False, BLOCK
+            row, largest, inverse_temperature, top_k, top_p, total, group, 0, SHIFT, 1, False, BLOCK
         )
         tl.store(out_ptr + 2, found)
         found = -float("inf")

@@ -90,9 +90,6 @@ class OneWay:
         self._arrive(carried)
         return carried
 
-    def arrival_ms(self, now_ms: float, num_bytes: int) -> float:
-        return self.send(now_ms, num_bytes).arrival_ms
-
     def _pass_on(self, now_ms: float) -> None:
         while self._queue and 1e3 * self._queue[0].segment.leaves <= now_ms:
             self._left_ms = self._queue.popleft().arrival_ms

@@ -11,9 +11,8 @@ never uses.
 import triton
 import triton.language as tl
 
-from wanspec_kernels.noise import WEIGHT_BITS as BITS
 from wanspec_kernels.verify.group_kernels import group_sum, group_sum_pair, meet
-from wanspec_kernels.verify.noise_kernels import WIDTH, gumbel, weight
+from wanspec_kernels.verify.noise_kernels import UNIT, WIDTH, gumbel, weight
 from wanspec_kernels.verify.row_kernels import (
     KEY_OF_MINUS_INFINITY,
     NONE,
@@ -28,8 +27,6 @@ from wanspec_kernels.verify.row_kernels import (
     rough_masses_from,
     value_of,
 )
-
-WEIGHT_BITS = tl.constexpr(BITS)
 
 
 @triton.jit
@@ -207,7 +204,7 @@ def find_cutoff(
             num_candidates = tl.where(decided, listed, -1)
     if num_candidates < 0:
         cutoff, epoch = row_cutoff(
-            row, largest, inverse_temperature, top_k, top_p, group, epoch,
+            row, largest, inverse_temperature, top_k, top_p, total, group, epoch,
             SHIFT, GROUP, MASKED, BLOCK,
         )  # fmt: skip
     return cutoff, num_candidates, counted, epoch
@@ -220,6 +217,7 @@ def row_cutoff(
     inverse_temperature,
     top_k,
     top_p,
+    total,  # int64 mass of the row, read if top_k is off
     group,
     epoch,
     SHIFT: tl.constexpr,
@@ -239,11 +237,11 @@ def row_cutoff(
             upper = tl.where(count < top_k, middle, upper)
             low = tl.where(count < top_k, low, middle + 1)
     if top_p < 1.0:
-        cutoff = value_of(low << SHIFT)
-        total = masses_from(
-            row, cutoff, cutoff, largest, inverse_temperature, GROUP, MASKED, BLOCK
-        )[0]  # fmt: skip
-        total, epoch = group_sum(total, group, epoch, GROUP)
+        if top_k > 0:
+            total, epoch = mass_from(
+                row, value_of(low << SHIFT), largest, inverse_temperature, group, epoch,
+                GROUP, MASKED, BLOCK,
+            )  # fmt: skip
         low, high, epoch = narrow_nucleus(
             row, low, high, top_p, total, largest, inverse_temperature, group, epoch,
             SHIFT, GROUP, MASKED, BLOCK,
@@ -251,15 +249,24 @@ def row_cutoff(
         nucleus = top_p.to(tl.float64) * total.to(tl.float64)
         while low < high:
             middle = (low + high) >> 1
-            above = value_above(middle, SHIFT)
-            mass = masses_from(
-                row, above, above, largest, inverse_temperature, GROUP, MASKED, BLOCK
-            )[0]  # fmt: skip
-            mass, epoch = group_sum(mass, group, epoch, GROUP)
+            mass, epoch = mass_from(
+                row, value_above(middle, SHIFT), largest, inverse_temperature, group, epoch,
+                GROUP, MASKED, BLOCK,
+            )  # fmt: skip
             fills = mass.to(tl.float64) >= nucleus
             high = tl.where(fills, high, middle)
             low = tl.where(fills, middle + 1, low)
     return value_of(low << SHIFT), epoch
+
+
+@triton.jit
+def mass_from(
+    row, least, largest, inverse_temperature, group, epoch,
+    GROUP: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The exact mass of the whole row's logits that are at least `least`, int64."""
+    mass = masses_from(row, least, least, largest, inverse_temperature, GROUP, MASKED, BLOCK)[0]
+    return group_sum(mass, group, epoch, GROUP)
 
 
 @triton.jit
@@ -280,7 +287,7 @@ def narrow_nucleus(
 ):
     """Brings the keys together as far as rough masses tell, those above four logits a pass."""
     p = top_p.to(tl.float64)
-    whole = total.to(tl.float64) * 2.0**-WEIGHT_BITS
+    whole = total.to(tl.float64) * UNIT
     units = (2.0**30 / whole).to(tl.float32)
     # From so far below the largest logit, a whole vocabulary would weigh half of what the nucleus
     # leaves; a little lower, as it is rounded.

@@ -26,6 +26,7 @@ LN2_LOW = tl.constexpr(noise.LN2_LOW)
 LOG2_E = tl.constexpr(noise.LOG2_E)
 SQRT_HALF_BITS = tl.constexpr(noise.SQRT_HALF_BITS)
 EXPONENT_BIAS = tl.constexpr(127 + noise.WEIGHT_BITS)
+UNIT = tl.constexpr(2.0**-noise.WEIGHT_BITS)  # of a weight
 WIDTH = tl.constexpr(8)  # tokens of a group, which share a counter
 WORD = tl.constexpr(2.0**-32)
 LARGEST_UNIFORM = tl.constexpr(1 - 2.0**-24)

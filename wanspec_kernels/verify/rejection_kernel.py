@@ -8,6 +8,7 @@ import triton.language as tl
 from wanspec_kernels.verify.cutoff_kernels import (
     find_cutoff,
     load_candidates,
+    mass_from,
     min_p_cutoff,
     sample_candidates,
 )
@@ -15,13 +16,11 @@ from wanspec_kernels.verify.group_kernels import (
     group_concatenate,
     group_mass,
     group_max,
-    group_sum,
 )
-from wanspec_kernels.verify.noise_kernels import RESIDUAL, weight
+from wanspec_kernels.verify.noise_kernels import RESIDUAL, UNIT, weight
 from wanspec_kernels.verify.residual_kernels import (
     ALL_REJECTED,
     UNDECIDED,
-    UNIT,
     best_entry,
     entry_masses,
     is_in_doubt,
@@ -32,7 +31,6 @@ from wanspec_kernels.verify.row_kernels import (
     INVALID,
     NONE,
     ROUGH_ERROR,
-    masses_from,
     row_largest,
     row_largest_and_mass,
     row_maxima,
@@ -153,11 +151,10 @@ def verify_rejection_kernel(
                     if (top_k > 0) | (top_p < 1.0):
                         total = tl.full([], 0, tl.int64)
                         if top_k == 0:
-                            total = masses_from(
-                                row, cutoff, cutoff, largest, inverse_temperature,
+                            total, epoch = mass_from(
+                                row, cutoff, largest, inverse_temperature, group, epoch,
                                 GROUP, MASKED, BLOCK,
-                            )[0]  # fmt: skip
-                            total, epoch = group_sum(total, group, epoch, GROUP)
+                            )  # fmt: skip
                         cutoff, num_candidates, counted, epoch = find_cutoff(
                             row, maxima, largest, inverse_temperature, top_k, top_p,
                             total, candidates, counted, group, epoch,
@@ -236,10 +233,10 @@ def verify_rejection_kernel(
                             best, most_left, entries, position + accepted, seed
                         )
                     if testing:
-                        exact_mass = masses_from(
-                            row, cutoff, cutoff, largest, inverse_temperature, GROUP, MASKED, BLOCK
-                        )[0]
-                        exact_mass, epoch = group_sum(exact_mass, group, epoch, GROUP)
+                        exact_mass, epoch = mass_from(
+                            row, cutoff, largest, inverse_temperature, group, epoch,
+                            GROUP, MASKED, BLOCK,
+                        )  # fmt: skip
                         least_mass = exact_mass.to(tl.float64) * UNIT
                         most_mass = least_mass
                 node_token = token_of(best)

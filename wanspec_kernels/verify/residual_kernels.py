@@ -11,10 +11,10 @@ nearly all that the exact one would.
 import triton
 import triton.language as tl
 
-from wanspec_kernels.noise import WEIGHT_BITS
 from wanspec_kernels.verify.noise_kernels import (
     COIN,
     RESIDUAL,
+    UNIT,
     gumbel,
     natural_log,
     scaled_exp,
@@ -22,7 +22,6 @@ from wanspec_kernels.verify.noise_kernels import (
 )
 from wanspec_kernels.verify.row_kernels import NONE, load_logits, pack, score_of, token_of
 
-UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
 # Below it a residual mass is no normal float32, and is taken for 0.
 LEAST_MASS = tl.constexpr(1e-37)
 ALL_REJECTED = tl.constexpr(-1)
