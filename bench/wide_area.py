@@ -17,7 +17,7 @@ import typer
 from bench import wide_area_report
 from bench.machine import describe
 from wanspec_kernels.simulation.link import LinkProfile
-from wanspec_kernels.simulation.measures import best_chain, best_tree, measure, measure_oracle
+from wanspec_kernels.simulation.measures import best_chain, best_tree, mean, measure, measure_oracle
 from wanspec_kernels.simulation.scenario import DrafterProfile, Scenario
 from wanspec_kernels.simulation.traces import load
 from wanspec_kernels.verifier.policies import EntropyGate, ExpectedGain, NeverLocal
@@ -39,18 +39,23 @@ def scenario(trace: str, tokens: int, seed: int) -> Scenario:
     return Scenario(load(trace), tokens=tokens, seed=seed)
 
 
-def baselines(trace: str, tokens: int, seed: int) -> dict[str, Any]:
-    here = scenario(trace, tokens, seed)
-    return {"tree": asdict(best_tree(here)), "chain": asdict(best_chain(here))}
+def baseline(job: tuple[str, str, int, int]) -> dict[str, Any]:
+    trace, kind, tokens, texts = job
+    best = best_tree if kind == "tree" else best_chain
+    return asdict(best(*(scenario(trace, tokens, seed) for seed in range(texts))))
 
 
 def run(job: tuple[str, str, LinkProfile, int, int, int]) -> dict[str, Any]:
-    trace, policy, link, drafters, tokens, seed = job
-    wide = replace(scenario(trace, tokens, seed), drafters=(DrafterProfile(link),) * drafters)
-    if policy == ORACLE:
-        found = measure_oracle(wide)
-    else:
-        found = measure(replace(wide, policy=POLICIES[policy]))
+    """Means over so many texts."""
+    trace, policy, link, drafters, tokens, texts = job
+    runs = []
+    for seed in range(texts):
+        wide = replace(scenario(trace, tokens, seed), drafters=(DrafterProfile(link),) * drafters)
+        if policy == ORACLE:
+            runs.append(measure_oracle(wide))
+        else:
+            runs.append(measure(replace(wide, policy=POLICIES[policy])))
+    found = mean(runs)
     return {
         "trace": trace,
         "policy": policy,
@@ -61,40 +66,43 @@ def run(job: tuple[str, str, LinkProfile, int, int, int]) -> dict[str, Any]:
 
 
 def study(
-    tokens: int, seed: int, workers: int, only: set[str], earlier: dict[str, Any]
+    tokens: int, texts: int, workers: int, only: set[str], earlier: dict[str, Any]
 ) -> dict[str, Any]:
     """Runs of the policies `only`, beside earlier ones of the others."""
     started = time.perf_counter()
     jobs = [
-        (trace, policy, LinkProfile(round_trip_ms), 1, tokens, seed)
+        (trace, policy, LinkProfile(round_trip_ms), 1, tokens, texts)
         for trace in TRACES
         for round_trip_ms in ROUND_TRIPS_MS
         for policy in (*POLICIES, ORACLE)
         if policy in only
     ]
-    jobs += [(trace, "expected gain", STALLS, 1, 4 * tokens, seed) for trace in TRACES]
+    jobs += [(trace, "expected gain", STALLS, 1, 4 * tokens, texts) for trace in TRACES]
     jobs += [
-        (trace, "expected gain", LinkProfile(STALLS.round_trip_ms), 1, 4 * tokens, seed)
+        (trace, "expected gain", LinkProfile(STALLS.round_trip_ms), 1, 4 * tokens, texts)
         for trace in TRACES
     ]
     with ProcessPoolExecutor(workers) as pool:
+        kinds = [(trace, kind) for trace in TRACES for kind in ("tree", "chain")]
         tuned = [
-            pool.submit(baselines, trace, tokens, seed)
-            for trace in TRACES
+            pool.submit(baseline, (trace, kind, tokens, texts))
+            for trace, kind in kinds
             if "baselines" not in earlier
         ]
         runs = [run for run in earlier.get("runs", []) if run["policy"] not in only]
         for number, found in enumerate(pool.map(run, jobs), 1):
             runs.append(found | {"tokens": jobs[number - 1][4]})
             typer.echo(f"{number} of {len(jobs)}: {found['trace']}, {found['policy']}")
-        best = earlier.get("baselines") or {
-            trace: future.result() for trace, future in zip(TRACES, tuned, strict=True)
-        }
+        best = earlier.get("baselines")
+        if best is None:
+            best = {trace: {} for trace in TRACES}
+            for (trace, kind), future in zip(kinds, tuned, strict=True):
+                best[trace][kind] = future.result()
     return {
         "machine": describe(),
         "seconds": round(time.perf_counter() - started + earlier.get("seconds", 0.0), 1),
         "tokens": tokens,
-        "seed": seed,
+        "texts": texts,
         "expected gain": asdict(POLICIES["expected gain"]),
         "baselines": best,
         "runs": runs,
@@ -104,7 +112,7 @@ def study(
 def main(
     draw: Annotated[bool, typer.Option("--draw", help="From the stored data only.")] = False,
     tokens: int = 1000,
-    seed: int = 0,
+    texts: int = 4,
     workers: int = os.cpu_count() or 1,
     only: Annotated[
         list[str] | None, typer.Option(help="Policies to measure again; the others are kept.")
@@ -113,10 +121,10 @@ def main(
     """Measure, or draw what was measured."""
     if not draw:
         earlier = json.loads(RESULTS.read_text()) if only else {}
-        if earlier and (earlier["tokens"], earlier["seed"]) != (tokens, seed):
-            raise typer.BadParameter("expected the tokens and the seed of the stored results")
+        if earlier and (earlier["tokens"], earlier["texts"]) != (tokens, texts):
+            raise typer.BadParameter("expected the tokens and the texts of the stored results")
         chosen = set(only or (*POLICIES, ORACLE))
-        results = study(tokens, seed, workers, chosen, earlier)
+        results = study(tokens, texts, workers, chosen, earlier)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     wide_area_report.write(json.loads(RESULTS.read_text()))
 

@@ -40,7 +40,7 @@ def write(results: dict[str, Any]) -> None:
 def about(results: dict[str, Any]) -> str:
     machine = results["machine"]
     lines = [
-        f"Virtual time; {results['tokens']} tokens, seed {results['seed']}, commit "
+        f"Virtual time; {results['texts']} texts of {results['tokens']} tokens, commit "
         f"{machine['commit']}; `python -m bench.wide_area`, {results['seconds'] / 60:.0f} minutes. "
         f"The best co-located speculation, tuned on the same texts:",
         "",
@@ -89,7 +89,7 @@ def asked_table(results: dict[str, Any]) -> str:
         cells = []
         for policy in ("expected gain", "never local", "oracle"):
             found = ratios(results, find(results, trace, policy, round_trip_ms), "tree")
-            cells.append(f"{found[0]:.2f}×, {found[1]:.0%}")
+            cells.append(f"{found[0]:.3f}×, {found[1]:.0%}")
         ours = ratios(results, find(results, trace, "expected gain", round_trip_ms), "tree")
         holds = "yes" if ours[0] <= latency and ours[1] <= passes else "no"
         lines.append(

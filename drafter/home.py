@@ -13,7 +13,7 @@ from wanspec_kernels.protocol import Draft, Open
 # A pass takes the time of others' requests: where the draft is sure, few nodes are worth a row.
 HOME_SHAPE = GrowthShape(
     width=16,
-    min_share=0.08,
+    min_share=0.03,
     max_children=8,
     max_root_children=16,
     min_probability=0.002,

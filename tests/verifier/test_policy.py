@@ -29,6 +29,9 @@ VIEW = View(
 )
 NOTHING_HERE_SOON = (Arrival(1002.0, 4.0, 1.0),)
 DEEP = {"depth": 6, "expected_tokens": 4.5, "open_mass": 0.3}
+WORTHLESS = {"remote_worth": 0.5, "behind_ms": -1e3}
+BEHIND = {"behind_ms": 1.0}
+HALF = {"remote_worth": 0.6}
 RUNNING = {"verifying": True, "left_ms": 30.0}
 
 
@@ -57,7 +60,8 @@ RUNNING = {"verifying": True, "left_ms": 30.0}
         ({**RUNNING, **DEEP, "open_mass": 0.3, "home_passes": 2}, Verify()),
         ({**RUNNING, **DEEP, "open_mass": 0.6, "home_passes": 2}, DraftAtHome(1)),  # begun
         # A near remote leaves home little to do; a far one more.
-        ({"reply_ms": 17.0, "home_passes_per_token": 0.1}, Verify()),
+        ({"reply_ms": 17.0, "home_passes_per_token": 0.1, "depth": 1}, Verify()),
+        ({"reply_ms": 17.0, "home_passes_per_token": 0.1}, DraftAtHome(1)),  # nothing is here
         ({"reply_ms": 60.0, "home_passes_per_token": 0.1}, DraftAtHome(1)),
         ({"reply_ms": 60.0, "home_passes_per_token": 0.9}, DraftAtHome(1)),
         ({**RUNNING, "reply_ms": 60.0, "home_passes_per_token": 0.9}, Verify()),
@@ -68,6 +72,27 @@ RUNNING = {"verifying": True, "left_ms": 30.0}
         ({**RUNNING, "reply_ms": 90.0}, Verify()),
         ({**RUNNING, "left_ms": 1.0}, Verify()),
         ({**RUNNING, "arrivals": NOTHING_HERE_SOON}, Verify()),  # a remote sees to it
+        # One that has brought too little, or while the request is behind, is not counted on.
+        ({**RUNNING, "reply_ms": 60.0, "remote_worth": 0.5, "behind_ms": -1e3}, Verify()),
+        ({"reply_ms": 17.0, "home_passes_per_token": 0.1, "depth": 1, **WORTHLESS}, DraftAtHome(1)),
+        ({"reply_ms": 17.0, "home_passes_per_token": 0.1, "depth": 1, **BEHIND}, DraftAtHome(1)),
+        ({"home_passes": None, "arrivals": NOTHING_HERE_SOON, **BEHIND}, Verify()),
+        # The less it is worth, the further ahead the request has to be.
+        ({"home_passes": None, "arrivals": NOTHING_HERE_SOON, **HALF, "behind_ms": -9.0}, Verify()),
+        (
+            {"home_passes": None, "arrivals": NOTHING_HERE_SOON, **HALF, "behind_ms": -16.0},
+            Wait(1002.0),
+        ),
+        # Nobody is waited for by the hour, whatever the clock says a pass takes.
+        (
+            {
+                "home_passes": None,
+                "target_pass_ms": 3.6e6,
+                "tokens_per_ms": 1e-6,
+                "arrivals": (Arrival(2001.0, 4.0, 1.0),),
+            },
+            Verify(),
+        ),
     ],
 )
 def test_expected_gain(changes, expected):
@@ -213,6 +238,42 @@ def test_estimates_learn_and_return_to_their_prior():
     estimates.observe_home(5000.0, 2)  # warming up
     estimates.observe_home(8.0, 2)
     assert estimates.home_pass_ms == 4.0
+
+
+def test_a_pause_is_no_pass_time():
+    """The first pass of all may have been one: a clock jumped, or kernels were compiled."""
+    estimates = Estimates()
+    for ms in (3.6e6, 30.0, 31.0, 1500.0, 30.0):
+        estimates.observe_pass(ms, 4, 2)
+    assert estimates.target_pass_ms <= 31.0
+
+
+def test_a_home_draft_that_reads_text_first_is_no_measure_once_others_are_known():
+    estimates = Estimates()
+    estimates.observe_home(99.0, 1)  # warming up
+    estimates.observe_home(24.0, 1, reads=True)
+    assert estimates.home_pass_ms == 12.0
+    estimates.observe_home(20.0, 2)
+    estimates.observe_home(30.0, 1, reads=True)
+    assert estimates.home_pass_ms == 10.0
+
+
+def test_remotes_are_worth_what_they_bring_in_the_end_and_level_at_first():
+    estimates = Estimates()
+    assert estimates.remote_worth == pytest.approx(1.0)
+    for _ in range(100):
+        estimates.observe_served(1, 30.0, 6, 45.0)
+    assert estimates.remote_worth == pytest.approx((1 / 30.0) / (6 / 45.0), rel=0.15)
+    for _ in range(100):
+        estimates.observe_served(6, 30.0, 6, 45.0)
+    assert estimates.remote_worth == pytest.approx(1.5, rel=0.1)
+
+
+def test_what_home_holds_where_remotes_were_wrong():
+    estimates = Estimates()
+    assert estimates.home_rescue == pytest.approx(0.2)
+    estimates.observe_missed([True] * 40)
+    assert estimates.home_rescue > 0.9
 
 
 def test_a_home_drafter_found_slow_is_tried_again_at_a_bounded_cost():

@@ -1,17 +1,17 @@
 """Estimates: what decisions need to know of the machines and models at hand."""
 
 from collections import deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from statistics import median_low
 
 from wanspec_kernels.confidence import Calibration
 from wanspec_kernels.verifier.usefulness import Usefulness
 
-CO_LOCATED_PASSES = 16
-CO_LOCATED_ERROR = 0.05
 # What took longer, in target passes, is no pace but a pause: a clock jumped, a process stood still.
 MAX_ROUND_PASSES = 4.0
 MAX_REPLY_GROWTH = 4.0  # of a reply over those before
+SERVED_FADING = 0.95  # a target pass
+PRIOR_RESCUE, PRIOR_MISSES = 0.2, 2.0
 
 
 @dataclass(slots=True)
@@ -42,8 +42,8 @@ class Pace:
 class Estimates:
     """Learnt while decoding, shared by a verifier's requests.
 
-    Pass times are medians, so that one slow pass changes nothing; the first home draft of all is no
-    sample, as a GPU compiles and warms up in it. Acceptance and coverage are fading counts that
+    Pass times are lower quartiles, as a pause only ever adds to one; the first home draft of all is
+    no sample, as a GPU compiles and warms up in it. Acceptance and coverage are fading counts that
     return to their priors, and home passes found too slow are forgotten in time: what was once
     useless is tried again, at a bounded cost.
     """
@@ -60,6 +60,7 @@ class Estimates:
     usefulness: Usefulness = field(default_factory=Usefulness)
     _home_sure_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     _last_home_ms: float | None = None
+    _home_is_pure: bool = False  # all samples are of drafts that read nothing
     _since_home_ms: float = 0.0  # of target passes
     _tried: float = 0.0
     _accepted: float = 0.0
@@ -68,14 +69,20 @@ class Estimates:
     _round_tokens: float = 0.0
     _round_ms: float = 0.0
     _round_passes: float = 0.0
+    _rescued: float = 0.0
+    _missed: float = 0.0
+    _served_tokens: float = 0.0
+    _served_ms: float = 0.0
+    _raced_tokens: float = 0.0
+    _raced_ms: float = 0.0
 
     @property
     def target_pass_ms(self) -> float:
-        return median_low(self.target_ms) if self.target_ms else 30.0
+        return _lower_quartile(self.target_ms) if self.target_ms else 30.0
 
     @property
     def home_pass_ms(self) -> float:
-        return median_low(self.home_ms) if self.home_ms else 0.125 * self.target_pass_ms
+        return _lower_quartile(self.home_ms) if self.home_ms else 0.125 * self.target_pass_ms
 
     @property
     def acceptance(self) -> float:
@@ -94,22 +101,6 @@ class Estimates:
         prior_ms = 4 * 1.3 * self.target_pass_ms  # four rounds of co-located speculation
         return (16.0 + self._round_tokens) / max(1e-3, prior_ms + self._round_ms)
 
-    @property
-    def co_located_tokens_per_ms(self) -> float:
-        """What fixed rounds of home passes and a target pass would bring, at their best.
-
-        Levels are accepted as those of late were. Less `CO_LOCATED_ERROR`, as an estimate that errs
-        the other way has home work for nothing.
-        """
-        best = tokens = 0.0
-        ms, level = self.target_pass_ms, 1.0
-        for _ in range(CO_LOCATED_PASSES + 1):
-            tokens += level
-            best = max(best, tokens / ms)
-            level *= self.acceptance
-            ms += self.home_pass_ms
-        return (1.0 - CO_LOCATED_ERROR) * best
-
     def pace(self, source: int) -> Pace:
         return self.paces.setdefault(source, Pace())
 
@@ -121,6 +112,7 @@ class Estimates:
             self.home_ms.popleft()
             self._home_sure_ms.popleft()
             self._since_home_ms = 0.0
+            self._home_is_pure &= bool(self.home_ms)
         self._tried = self.fading * self._tried + min(depth, num_accepted + 1)
         self._accepted = self.fading * self._accepted + num_accepted
 
@@ -139,11 +131,48 @@ class Estimates:
         self._followed = self.fading * self._followed + followed
         self._decided = self.fading * self._decided + followed + left
 
-    def observe_home(self, duration_ms: float, passes: int) -> None:
-        pass_ms = duration_ms / passes
-        if self._last_home_ms is not None:
+    @property
+    def home_rescue(self) -> float:
+        """Probability that home holds a token that remotes drafted beside."""
+        prior = PRIOR_RESCUE * PRIOR_MISSES
+        return (prior + self._rescued) / (PRIOR_MISSES + self._missed)
+
+    def observe_missed(self, rescued: Sequence[bool]) -> None:
+        """Of tokens that remotes drafted beside, and where home had drafted too: was it right?"""
+        for right in rescued:
+            self._rescued = self.fading * self._rescued + right
+            self._missed = self.fading * self._missed + 1
+
+    @property
+    def remote_worth(self) -> float:
+        """The speed that remotes alone would give, over that of co-located speculation."""
+        prior_ms = max(1e-3, self.target_pass_ms)
+        prior_tokens = prior_ms * self.tokens_per_ms  # of one pass, at which they are level
+        served = (prior_tokens + self._served_tokens) / (prior_ms + self._served_ms)
+        raced = (prior_tokens + self._raced_tokens) / (prior_ms + self._raced_ms)
+        return served / raced
+
+    def observe_served(self, tokens: int, ms: float, raced_tokens: int, raced_ms: float) -> None:
+        """What a round would have brought without home; what it brought, and the rival's time."""
+        self._served_tokens = SERVED_FADING * self._served_tokens + tokens
+        self._served_ms = SERVED_FADING * self._served_ms + ms
+        self._raced_tokens = SERVED_FADING * self._raced_tokens + raced_tokens
+        self._raced_ms = SERVED_FADING * self._raced_ms + raced_ms
+
+    def observe_home(self, duration_ms: float, passes: int, *, reads: bool = False) -> None:
+        """A home draft; one that `reads` took in new text first, in about one pass more."""
+        pass_ms = duration_ms / (passes + reads)
+        if self._last_home_ms is not None and not (reads and self._home_is_pure):
+            if not reads and not self._home_is_pure:
+                self.home_ms.clear()
+                self._home_sure_ms.clear()
+                self._home_is_pure = True
             self.home_ms.append(pass_ms)
             # Twice slow is slow; once, it may have been a pause.
             self._home_sure_ms.append(min(pass_ms, self._last_home_ms))
         self._last_home_ms = pass_ms
         self._since_home_ms = 0.0
+
+
+def _lower_quartile(times_ms: Collection[float]) -> float:
+    return sorted(times_ms)[len(times_ms) // 4]

@@ -15,12 +15,13 @@ from wanspec_kernels.verifier.actions import (
     StartPass,
     WaitUntil,
 )
-from wanspec_kernels.verifier.estimates import Estimates
+from wanspec_kernels.verifier.estimates import MAX_ROUND_PASSES, Estimates
 from wanspec_kernels.verifier.policies import ExpectedGain
 from wanspec_kernels.verifier.policy import Policy, View
 from wanspec_kernels.verifier.pool import HOME, Kind, Outcome, Pool, Selection
 from wanspec_kernels.verifier.replies import Replies
 from wanspec_kernels.verifier.request import Limits, Request
+from wanspec_kernels.verifier.rival import Rival
 from wanspec_kernels.verifier.row_budget import RowBudget
 from wanspec_kernels.verifier.statistics import Statistics
 
@@ -98,12 +99,16 @@ class Generation:
         self._home_began_ms: float | None = None  # None: it is not at work
         self._home_passes = 0  # since the last commit
         self._home_is_spent = False  # until the next commit
+        self._home_reads = True  # when it is asked next
         self._passes_asked = 0
+        self._asked_to_read = False
         self._until_ms: float | None = None  # None: nothing is waited for
         self._wait_began_ms = 0.0
         self._waited_ms = 0.0  # since the last pass
         self._offered = False
-        self._behind_ms = 0.0  # co-located speculation, by estimate
+        self._rival = Rival()
+        self._behind_ms = 0.0  # it, by estimate
+        self._at_hand: Selection | None = None  # when the target fell free
         self._followed = self._left = 0  # the pool's counts at the last commit
         self._replies = Replies(self.estimates)
 
@@ -220,6 +225,8 @@ class Generation:
         s.home_tokens_accepted += sum(flag == HOME for flag in flags)
         s.remote_tokens_accepted += sum(flag is not None and flag != HOME for flag in flags)
 
+        if self._home:
+            self._race(committed, accepted_nodes, pass_ms + idle_ms)
         for source, outcome in self.pool.commit(committed):
             s.outcomes[outcome.kind] += 1
             if outcome.kind is Kind.INVALID:
@@ -229,13 +236,13 @@ class Generation:
         self.estimates.observe_round(
             len(committed), pass_ms + idle_ms, followed, left, self._home_passes
         )
-        self._fall_behind(self._selection.expected_tokens, pass_ms + idle_ms)
         self._phase = _Phase.IDLE
-        self._selection = None
+        self._selection = self._at_hand = None
         self._free_ms = now
         self._waited_ms = 0.0
         self._home_passes = 0
         self._home_is_spent = False
+        self._home_reads = True
         self._replies.committed(self.pool.length, now)
         end = self._finish(reason) if reason else self._next(now)
         return [Committed(tuple(committed), flags), *end]
@@ -254,7 +261,9 @@ class Generation:
             self._home_is_spent = True
         else:
             self.statistics.local_draft_passes += self._passes_asked
-            self.estimates.observe_home(now - began_ms, self._passes_asked)
+            self.estimates.observe_home(
+                now - began_ms, self._passes_asked, reads=self._asked_to_read
+            )
             news = [self.offer(HOME, draft, now).kind in _NEWS for draft in drafts]
             # What hung from an older base was asked for before the last commit.
             current = any(draft.base_length == self.pool.length for draft in drafts)
@@ -279,6 +288,7 @@ class Generation:
             return self._go_ahead(now)
         max_rows, max_depth = self._bounds()
         selection = self._select(max_rows, max_depth)
+        self._at_hand = self._at_hand or selection
         if len(selection.depths) >= max_rows:
             max_depth = selection.depth  # what else came would find no row
         decision = self.policy.decide(self._view(selection, max_depth, now))
@@ -308,21 +318,41 @@ class Generation:
             return self._draft_at_home(decision.passes, selection, now)
         return []
 
-    def _fall_behind(self, tokens: float, ms: float) -> None:
-        """By what a round took longer than co-located speculation would have for its tokens.
-
-        Those expected when it began: what the target then says is luck that both would have had.
-        """
-        if not self._home:
-            return
-        pass_ms = self.estimates.target_pass_ms
-        behind_ms = self._behind_ms + ms - tokens / self.estimates.co_located_tokens_per_ms
+    def _race(self, committed: Sequence[int], accepted_nodes: Sequence[int], ms: float) -> None:
+        """Over the tokens that a round is about to commit, against co-located speculation."""
+        selection, at_hand, e = self._selection, self._at_hand, self.estimates
+        assert selection is not None
+        assert at_hand is not None
+        missed = self.pool.missed(committed)
+        e.observe_missed([by_home for by_home in missed if by_home is not None])
+        shares = [selection.share_of(node) for node in accepted_nodes[: len(committed)]]
+        if len(committed) > len(shares):  # the last one is the target's own
+            leaf = accepted_nodes[-1] if accepted_nodes else 0
+            depth, is_open, _ = self.pool.follow(committed)
+            if depth == len(committed):  # its draft has come meanwhile, or had no row
+                held = leaf in selection.open_rows
+            elif is_open:
+                held = self._rival.holds(e.acceptance)
+            else:  # remotes had others there; what would home have had?
+                held = missed[-1:] == [None] and self._rival.holds(e.home_rescue)
+            shares.append(float(held))
+        pass_ms = e.target_pass_ms
+        rival_ms = self._rival.follow(shares, pass_ms, e.home_pass_ms)
+        ms = min(ms, MAX_ROUND_PASSES * pass_ms)
+        behind_ms = self._behind_ms + ms - rival_ms
         self._behind_ms = min(max(behind_ms, -CREDIT_PASSES * pass_ms), DEBT_PASSES * pass_ms)
+        if self._replies.soonest_ms(self.pool.enrolled, self._pass_began_ms) is not None:
+            if self._home_passes == 0:
+                e.observe_served(len(committed), ms, len(committed), rival_ms)
+            else:
+                served = 1 + at_hand.depth_without(HOME, committed)
+                e.observe_served(served, pass_ms, len(committed), rival_ms)
 
     def _draft_at_home(self, passes: int, selection: Selection, now: float) -> list[Action]:
         if self._home_began_ms is not None:
             return []  # its answer is awaited
         self._home_began_ms, self._passes_asked = now, passes
+        self._asked_to_read, self._home_reads = self._home_reads, False
         self._home_passes += passes
         known = None
         if self.request.rule == "match" and len(selection.depths) > 1:
@@ -363,6 +393,7 @@ class Generation:
             home_is_busy=self._home_began_ms is not None,
             home_passes_per_token=e.home_passes_per_token,
             behind_ms=self._behind_ms,
+            remote_worth=e.remote_worth,
             reply_ms=self._replies.soonest_ms(self.pool.enrolled, now),
             arrivals=self._replies.arrivals(self.pool.enrolled, selection),
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from wanspec_kernels.verifier.policy import Arrival, Decision, DraftAtHome, Verify, View, Wait
 
 MIN_WAIT_MS = 0.1  # shorter ones could follow each other without end, for want of digits
+MAX_WAIT_MS = 1000.0  # a round, whatever a clock that jumps says of pass times
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +78,19 @@ class ExpectedGain:
     takes `far_passes`. Within one target pass it stops altogether. Without this the passes that
     always pay a little would be made even where a remote serves nearly as well. A remote farther
     away saves home nothing, so home drafts in turn with the target, as co-located speculation does.
-    All this holds while the request is no slower than co-located speculation would be, by estimate:
-    one that is behind counts on no remote, for a remote may be heard and near and of no use.
+    All this holds while the request is no slower than co-located speculation would be on this very
+    text, by estimate: one that is behind counts on no remote, for a remote may be heard and near
+    and of no use. The less remotes alone would bring, the further ahead it has to be; with less
+    than `least_worth` of that speed they are left out of account.
 
     Nothing is ever stuck: waits add up to at most `max_wait_fraction` of a target pass a round, a
     source that is overdue is not waited for, home passes a round are bounded, and what remains is
     to verify.
     """
 
-    pass_price: float = 0.54  # tokens
+    pass_price: float = 0.55  # tokens
     ahead_price: float = 0.9  # tokens, of the first pass while the target runs
-    more_ahead_price: float = 0.6  # and of those that follow
+    more_ahead_price: float = 0.65  # and of those that follow
     max_wait_fraction: float = 0.4  # of a target pass, a round
     max_home_passes: int = 16  # a round
     max_ahead_passes: int = 12  # while one target pass runs
@@ -96,13 +99,23 @@ class ExpectedGain:
     far_passes: float = 3.0  # and in which the remote is
     far_share: float = 0.4  # passes a token while it is nearly so far
     least_home_share: float = 0.025  # and however near it is
+    least_worth: float = 0.55
 
     def decide(self, view: View) -> Decision:
-        if view.behind_ms > 0:
-            view = replace(view, reply_ms=None, arrivals=())
+        distrusted = self._distrusts(view)
+        if view.reply_ms is not None and (distrusted or self._is_far(view)):
+            if view.verifying:
+                return Verify()
+            view = replace(view, reply_ms=None)
+        if distrusted:
+            view = replace(view, arrivals=())
         if self._made_enough(view):
             view = replace(view, home_passes=None)
         return self._ahead(view) if view.verifying else self._now(view)
+
+    def _distrusts(self, view: View) -> bool:
+        lost_ms = max(0.0, 1.0 - view.remote_worth) * view.target_pass_ms  # in a round on remotes
+        return view.behind_ms + lost_ms > 0 or view.remote_worth < self.least_worth
 
     def _is_far(self, view: View) -> bool:
         """There is a remote, but too far for home to leave drafting to it."""
@@ -114,8 +127,8 @@ class ExpectedGain:
         if view.reply_ms is None:
             return False
         far = view.reply_ms / view.target_pass_ms
-        if far > 1.0 and not view.verifying:
-            return False  # a remote that missed is not back before the next pass
+        if not view.verifying and (far > 1.0 or view.depth == 0):
+            return False  # a remote that missed may not be back before the next pass
         distance = (far - self.near_passes) / (self.far_passes - self.near_passes)
         return view.home_passes_per_token > max(self.far_share * distance, self.least_home_share)
 
@@ -132,8 +145,7 @@ class ExpectedGain:
         if view.home_passes is not None:
             left = min(levels, self.max_home_passes - view.home_passes)
             # Where no remote serves, a pass saved at home is saved by nobody.
-            nobody_serves = view.reply_ms is None or self._is_far(view)
-            price = 0.0 if nobody_serves else self.pass_price
+            price = 0.0 if view.reply_ms is None else self.pass_price
             cost = view.tokens_per_ms * view.home_pass_ms + price
             gain, mass = 0.0, view.open_mass
             for _ in range(left):
@@ -145,7 +157,7 @@ class ExpectedGain:
 
     def _gain_of_waiting(self, view: View, arrival: Arrival, levels: int) -> tuple[float, float]:
         """The most that waiting for one remote is worth, and until when it is heard next."""
-        left_ms = self.max_wait_fraction * view.target_pass_ms - view.waited_ms
+        left_ms = _wait_left_ms(view, self.max_wait_fraction)
         first_ms = arrival.next_ms - view.now_ms
         best = gain = 0.0
         mass = arrival.open_mass
@@ -162,7 +174,7 @@ class ExpectedGain:
         done = view.home_passes
         if done is None or view.home_is_busy or done >= self.max_ahead_passes:
             return Verify()
-        if view.left_ms < 0.5 * view.home_pass_ms or self._is_far(view):
+        if view.left_ms < 0.5 * view.home_pass_ms:
             return Verify()
         ends_ms = view.now_ms + view.left_ms
         served = max((a.open_mass for a in view.arrivals if a.next_ms < ends_ms), default=0.0)
@@ -173,8 +185,12 @@ class ExpectedGain:
         return Verify()
 
 
+def _wait_left_ms(view: View, max_fraction: float) -> float:
+    return min(max_fraction * view.target_pass_ms, MAX_WAIT_MS) - view.waited_ms
+
+
 def _bounded_wait(view: View, max_fraction: float) -> float | None:
     """Until when to wait for whoever should be heard first; None: for nobody."""
-    left_ms = max_fraction * view.target_pass_ms - view.waited_ms
+    left_ms = _wait_left_ms(view, max_fraction)
     times = (a.next_ms for a in view.arrivals)
     return min((t for t in times if MIN_WAIT_MS <= t - view.now_ms <= left_ms), default=None)

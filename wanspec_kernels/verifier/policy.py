@@ -37,6 +37,7 @@ class View:
     home_is_busy: bool  # with a draft asked for earlier
     home_passes_per_token: float = 0.0  # over the last rounds
     behind_ms: float = 0.0  # co-located speculation, by estimate; negative: ahead of it
+    remote_worth: float = 1.0  # the speed that remotes alone would give, over that of the same
     reply_ms: float | None = None  # of the nearest remote heard lately; None: there is none
     arrivals: tuple[Arrival, ...] = ()
 

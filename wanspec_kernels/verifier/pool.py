@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from wanspec_kernels.confidence import UNKNOWN, Calibration
+from wanspec_kernels.confidence import UNKNOWN, Calibration, code_of
 from wanspec_kernels.protocol import Draft, check_of
 from wanspec_kernels.tree import Expansion
 from wanspec_kernels.verifier.pool_node import HOME, Group, PoolNode
@@ -176,19 +176,19 @@ class Pool:
         return select_likeliest(self._root, self._tables(), max_rows, max_depth)
 
     def as_draft(self, selection: Selection) -> Draft:
-        """A selection's rows, with the best code that any source gave each, to grow on."""
-        nodes, codes = [self._root], []
-        for token, parent in zip(
-            selection.tree.token_ids[1:], selection.tree.parents[1:], strict=True
-        ):
-            nodes.append(nodes[parent].children[token])
-            codes.append(min(nodes[-1].sources.values()))
+        """A selection's rows, with what they are believed to be worth, to grow on."""
+        tree, probabilities = selection.tree, selection.probabilities
+        codes = [
+            code_of(probabilities[row] / probabilities[parent])
+            for row, parent in enumerate(tree.parents)
+            if row > 0
+        ]
         return Draft(
             self.request,
             self.length,
             self.check,
-            selection.tree.token_ids[1:],
-            tuple(parent - 1 for parent in selection.tree.parents[1:]),
+            tree.token_ids[1:],
+            tuple(parent - 1 for parent in tree.parents[1:]),
             (),
             bytes(codes),
         )
@@ -202,6 +202,23 @@ class Pool:
                 break
             node, depth = child, depth + 1
         return depth, not node.children, frozenset(node.sources)
+
+    def missed(self, path: Sequence[int]) -> list[bool | None]:
+        """For each token of a path that remotes had drafted beside: did home hold it?
+
+        None: home had drafted nothing there.
+        """
+        found: list[bool | None] = []
+        node = self._root
+        for token in path:
+            child = node.children.get(token)
+            sources = {source for each in node.children.values() for source in each.sources}
+            if sources - {HOME} and (child is None or child.sources.keys() <= {HOME}):
+                found.append(child is not None if HOME in sources else None)
+            if child is None:
+                break
+            node = child
+        return found
 
     def content(self) -> dict[tuple[int, ...], tuple[frozenset[int], dict[int, Expansion]]]:
         """By path below the root: the sources, and their draws (tokens in place of indices)."""

@@ -7,7 +7,7 @@ from wanspec_kernels.verifier.policy import Arrival
 from wanspec_kernels.verifier.selection import Selection
 
 MAX_COMMITS_TIMED = 64
-SILENT_PASSES = 3  # of the target; a remote not heard for so long, and a reply more, has gone
+SILENT_PASSES = 1.5  # of the target; a remote not heard for so long, and a reply more, has gone
 
 
 class Replies:

@@ -57,6 +57,25 @@ class Selection:
             row = heir[row]
         return highest
 
+    def share_of(self, row: int) -> float:
+        """A row's probability, over that of its likeliest sibling: the first, under `match`."""
+        best = self.tree.parents.index(self.tree.parents[row])
+        return self.probabilities[row] / self.probabilities[best]
+
+    def depth_without(self, source: int, path: Sequence[int]) -> int:
+        """How far a path leads along rows that others than this source brought."""
+        rows = {
+            (self.tree.parents[row], self.tree.token_ids[row]): row
+            for row, sources in enumerate(self.sources)
+            if any(each != source for each in sources)
+        }
+        at = depth = 0
+        for token in path:
+            if (at, token) not in rows:
+                break
+            at, depth = rows[at, token], depth + 1
+        return depth
+
     def depth_of(self, source: int) -> int:
         """How deep this source's own rows reach."""
         rows = zip(self.depths, self.sources, strict=True)
