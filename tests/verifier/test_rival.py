@@ -14,8 +14,12 @@ def took(held, target_ms=TARGET_MS, home_ms=HOME_MS):
     return Rival().follow(held, target_ms, home_ms)
 
 
-def test_where_no_draft_is_right_a_token_takes_the_shortest_round():
-    assert took([0.0] * 50) == pytest.approx(50 * (TARGET_MS + HOME_MS))
+def test_where_no_draft_is_right_it_is_plain_decoding():
+    assert took([0.0] * 50) == pytest.approx(50 * TARGET_MS)
+
+
+def test_a_home_too_slow_to_help_leaves_plain_decoding():
+    assert took([1.0] * 50, home_ms=400.0) == pytest.approx(50 * TARGET_MS)
 
 
 def test_where_all_are_right_it_takes_the_longest_rounds():

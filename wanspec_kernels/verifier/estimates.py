@@ -154,6 +154,7 @@ class Estimates:
 
     def observe_served(self, tokens: int, ms: float, raced_tokens: int, raced_ms: float) -> None:
         """What a round would have brought without home; what it brought, and the rival's time."""
+        ms = min(ms, MAX_ROUND_PASSES * self.target_pass_ms)
         self._served_tokens = SERVED_FADING * self._served_tokens + tokens
         self._served_ms = SERVED_FADING * self._served_ms + ms
         self._raced_tokens = SERVED_FADING * self._raced_tokens + raced_tokens

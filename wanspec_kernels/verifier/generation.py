@@ -15,21 +15,17 @@ from wanspec_kernels.verifier.actions import (
     StartPass,
     WaitUntil,
 )
-from wanspec_kernels.verifier.estimates import MAX_ROUND_PASSES, Estimates
+from wanspec_kernels.verifier.estimates import Estimates
 from wanspec_kernels.verifier.policies import ExpectedGain
 from wanspec_kernels.verifier.policy import Policy, View
 from wanspec_kernels.verifier.pool import HOME, Kind, Outcome, Pool, Selection
 from wanspec_kernels.verifier.replies import Replies
 from wanspec_kernels.verifier.request import Limits, Request
-from wanspec_kernels.verifier.rival import Rival
+from wanspec_kernels.verifier.rival import Race
 from wanspec_kernels.verifier.row_budget import RowBudget
 from wanspec_kernels.verifier.statistics import Statistics
 
 AHEAD_ROWS = 128  # of the tree that home sees while the target runs
-
-# Of the target, that a request may be ahead of co-located speculation, and behind, and count on it.
-CREDIT_PASSES = 6.0
-DEBT_PASSES = 8.0
 
 _NEWS = (Kind.NEW, Kind.LATE)
 
@@ -106,8 +102,7 @@ class Generation:
         self._wait_began_ms = 0.0
         self._waited_ms = 0.0  # since the last pass
         self._offered = False
-        self._rival = Rival()
-        self._behind_ms = 0.0  # it, by estimate
+        self._race = Race(self.estimates)
         self._at_hand: Selection | None = None  # when the target fell free
         self._followed = self._left = 0  # the pool's counts at the last commit
         self._replies = Replies(self.estimates)
@@ -226,7 +221,7 @@ class Generation:
         s.remote_tokens_accepted += sum(flag is not None and flag != HOME for flag in flags)
 
         if self._home:
-            self._race(committed, accepted_nodes, pass_ms + idle_ms)
+            self._race_on(accepted_nodes, committed, pass_ms + idle_ms)
         for source, outcome in self.pool.commit(committed):
             s.outcomes[outcome.kind] += 1
             if outcome.kind is Kind.INVALID:
@@ -318,35 +313,20 @@ class Generation:
             return self._draft_at_home(decision.passes, selection, now)
         return []
 
-    def _race(self, committed: Sequence[int], accepted_nodes: Sequence[int], ms: float) -> None:
-        """Over the tokens that a round is about to commit, against co-located speculation."""
-        selection, at_hand, e = self._selection, self._at_hand, self.estimates
-        assert selection is not None
-        assert at_hand is not None
-        missed = self.pool.missed(committed)
-        e.observe_missed([by_home for by_home in missed if by_home is not None])
-        shares = [selection.share_of(node) for node in accepted_nodes[: len(committed)]]
-        if len(committed) > len(shares):  # the last one is the target's own
-            leaf = accepted_nodes[-1] if accepted_nodes else 0
-            depth, is_open, _ = self.pool.follow(committed)
-            if depth == len(committed):  # its draft has come meanwhile, or had no row
-                held = leaf in selection.open_rows
-            elif is_open:
-                held = self._rival.holds(e.acceptance)
-            else:  # remotes had others there; what would home have had?
-                held = missed[-1:] == [None] and self._rival.holds(e.home_rescue)
-            shares.append(float(held))
-        pass_ms = e.target_pass_ms
-        rival_ms = self._rival.follow(shares, pass_ms, e.home_pass_ms)
-        ms = min(ms, MAX_ROUND_PASSES * pass_ms)
-        behind_ms = self._behind_ms + ms - rival_ms
-        self._behind_ms = min(max(behind_ms, -CREDIT_PASSES * pass_ms), DEBT_PASSES * pass_ms)
-        if self._replies.soonest_ms(self.pool.enrolled, self._pass_began_ms) is not None:
-            if self._home_passes == 0:
-                e.observe_served(len(committed), ms, len(committed), rival_ms)
-            else:
-                served = 1 + at_hand.depth_without(HOME, committed)
-                e.observe_served(served, pass_ms, len(committed), rival_ms)
+    def _race_on(self, accepted_nodes: Sequence[int], committed: Sequence[int], ms: float) -> None:
+        """Take the time of a round that is about to commit, and what remotes did for it."""
+        assert self._selection is not None
+        assert self._at_hand is not None
+        rival_ms = self._race.round_ends(self.pool, self._selection, accepted_nodes, committed, ms)
+        if self._replies.soonest_ms(self.pool.enrolled, self._pass_began_ms) is None:
+            return
+        served = len(committed)
+        if self._home_passes:  # and had home made none?
+            served, ms = (
+                1 + self._at_hand.depth_without(HOME, committed),
+                self.estimates.target_pass_ms,
+            )
+        self.estimates.observe_served(served, ms, len(committed), rival_ms)
 
     def _draft_at_home(self, passes: int, selection: Selection, now: float) -> list[Action]:
         if self._home_began_ms is not None:
@@ -392,7 +372,7 @@ class Generation:
             home_passes=self._home_passes if self._home and not self._home_is_spent else None,
             home_is_busy=self._home_began_ms is not None,
             home_passes_per_token=e.home_passes_per_token,
-            behind_ms=self._behind_ms,
+            behind_ms=self._race.behind_ms,
             remote_worth=e.remote_worth,
             reply_ms=self._replies.soonest_ms(self.pool.enrolled, now),
             arrivals=self._replies.arrivals(self.pool.enrolled, selection),

@@ -3,17 +3,25 @@
 from collections.abc import Sequence
 from math import log
 
-ROUNDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)  # draft passes at home before each target pass
+from wanspec_kernels.verifier.estimates import MAX_ROUND_PASSES, Estimates
+from wanspec_kernels.verifier.pool import Pool
+from wanspec_kernels.verifier.selection import Selection
+
+ROUNDS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)  # draft passes at home a target pass
 # A best-first tree comes to a branch the later, the less likely it is beside its best sibling: so
 # many passes for each factor e. Fitted to the simulator's best trees, on three traces.
 DETOUR_PASSES = 2.6
+
+# Target passes that a request may be ahead of its rival, and behind, and count on it.
+CREDIT_PASSES = 6.0
+DEBT_PASSES = 8.0
 
 
 class Rival:
     """Fixed rounds of draft passes and a target pass, of each of the depths `ROUNDS`.
 
-    It meets the same text, so what was easy or hard of it was so for both. A round under way is
-    charged as its tokens are of those that it may bring.
+    It meets the same text, so what was easy or hard of it was so for both. Rounds of no passes are
+    plain decoding. A round under way is charged as its tokens are of those that it may bring.
     """
 
     def __init__(self) -> None:
@@ -54,3 +62,52 @@ class Rival:
                 self._ended_ms, costs, self._levels, ROUNDS, strict=True
             )
         )
+
+
+class Race:
+    """One request against its rival, a round at a time."""
+
+    def __init__(self, estimates: Estimates) -> None:
+        self.behind_ms = 0.0  # negative: ahead
+        self._rival = Rival()
+        self._estimates = estimates
+
+    def round_ends(
+        self,
+        pool: Pool,
+        verified: Selection,
+        accepted_nodes: Sequence[int],
+        committed: Sequence[int],
+        ms: float,
+    ) -> float:
+        """A round of so many ms is about to commit tokens to the pool; returns the rival's ms."""
+        e = self._estimates
+        shares = self._shares(pool, verified, accepted_nodes, committed)
+        pass_ms = e.target_pass_ms
+        rival_ms = self._rival.follow(shares, pass_ms, e.home_pass_ms)
+        behind_ms = self.behind_ms + min(ms, MAX_ROUND_PASSES * pass_ms) - rival_ms
+        self.behind_ms = min(max(behind_ms, -CREDIT_PASSES * pass_ms), DEBT_PASSES * pass_ms)
+        return rival_ms
+
+    def _shares(
+        self,
+        pool: Pool,
+        verified: Selection,
+        accepted_nodes: Sequence[int],
+        committed: Sequence[int],
+    ) -> list[float]:
+        """As `Rival.follow` takes them, of what home would have drafted."""
+        missed = pool.missed(committed)
+        self._estimates.observe_missed([by_home for by_home in missed if by_home is not None])
+        shares = [verified.share_of(node) for node in accepted_nodes[: len(committed)]]
+        if len(committed) == len(shares):
+            return shares
+        # The last one is the target's own.
+        depth, is_open, _ = pool.follow(committed)
+        if depth == len(committed):  # its draft has come meanwhile, or had no row
+            held = (accepted_nodes[-1] if accepted_nodes else 0) in verified.open_rows
+        elif is_open:
+            held = self._rival.holds(self._estimates.acceptance)
+        else:  # remotes had others there, or home
+            held = missed[-1:] == [None] and self._rival.holds(self._estimates.home_rescue)
+        return [*shares, float(held)]
