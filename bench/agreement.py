@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any
 
 import torch
@@ -30,7 +29,7 @@ from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
 from wanspec_kernels.recording import record
 from wanspec_kernels.simulation.link import LinkProfile
-from wanspec_kernels.simulation.measures import measure
+from wanspec_kernels.simulation.measures import mean, measure
 from wanspec_kernels.simulation.scenario import (
     REMOTE_SHAPE,
     DrafterProfile,
@@ -244,12 +243,6 @@ def record_texts(pair: Pair, count: int, tokens: int) -> list[Text]:
         )
         texts.append(Text(list(prompt), seed, trace))
     return texts
-
-
-def mean(found: list[Measured]) -> Measured:
-    columns = zip(*(asdict(one).values() for one in found), strict=True)
-    *numbers, exact = columns
-    return Measured(*(fmean(column) for column in numbers), all(exact))
 
 
 def main(

@@ -1,8 +1,9 @@
 """Measures: what a run gave, and the best that co-located speculation gives on the same texts."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 from statistics import fmean, quantiles
+from typing import Any, TypeVar
 
 from drafter.growth import GrowthShape
 from wanspec_kernels.simulation.oracle import Oracle
@@ -18,6 +19,8 @@ TREE_DEPTHS = (4, 6, 8, 10, 12, 16, 20)
 TREE_WIDTHS = (1, 2, 4, 8, 16)
 TREE_CHILDREN = (2, 4, 8)
 FINALISTS = 8
+
+M = TypeVar("M", bound=Any)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +88,11 @@ def _measure(world: World) -> Measures:
     )
 
 
-def mean(found: Sequence[Measures]) -> Measures:
-    """Of runs with as many tokens each."""
-    numbers = {
-        part.name: fmean(getattr(each, part.name) for each in found)
-        for part in fields(Measures)
-        if part.name != "exact"
-    }
-    return Measures(**numbers, exact=all(each.exact for each in found))
+def mean(found: Sequence[M]) -> M:
+    """Of what runs with as many tokens each gave; the last field is `exact`."""
+    *numbers, exact = zip(*map(astuple, found), strict=True)
+    averaged: M = type(found[0])(*map(fmean, numbers), all(exact))
+    return averaged
 
 
 @dataclass(frozen=True, slots=True)

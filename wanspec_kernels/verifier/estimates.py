@@ -39,6 +39,22 @@ class Pace:
 
 
 @dataclass(slots=True)
+class FadingRatio:
+    """Of two sums that fade together."""
+
+    _over: float = 0.0
+    _under: float = 0.0
+
+    def observe(self, over: float, under: float, fading: float) -> None:
+        self._over = fading * self._over + over
+        self._under = fading * self._under + under
+
+    def after(self, over: float, under: float) -> float:
+        """With a prior's sums, which do not fade."""
+        return (over + self._over) / (under + self._under)
+
+
+@dataclass(slots=True)
 class Estimates:
     """Learnt while decoding, shared by a verifier's requests.
 
@@ -62,19 +78,14 @@ class Estimates:
     _last_home_ms: float | None = None
     _home_is_pure: bool = False  # all samples are of drafts that read nothing
     _since_home_ms: float = 0.0  # of target passes
-    _tried: float = 0.0
-    _accepted: float = 0.0
-    _followed: float = 0.0
-    _decided: float = 0.0
+    _acceptance: FadingRatio = field(default_factory=FadingRatio)
+    _coverage: FadingRatio = field(default_factory=FadingRatio)
     _round_tokens: float = 0.0
     _round_ms: float = 0.0
     _round_passes: float = 0.0
-    _rescued: float = 0.0
-    _missed: float = 0.0
-    _served_tokens: float = 0.0
-    _served_ms: float = 0.0
-    _raced_tokens: float = 0.0
-    _raced_ms: float = 0.0
+    _home_rescue: FadingRatio = field(default_factory=FadingRatio)
+    _served: FadingRatio = field(default_factory=FadingRatio)  # tokens a ms
+    _raced: FadingRatio = field(default_factory=FadingRatio)
 
     @property
     def target_pass_ms(self) -> float:
@@ -87,19 +98,21 @@ class Estimates:
     @property
     def acceptance(self) -> float:
         """Of a level of a verified tree, given the level above."""
-        prior = self.prior_acceptance * self.prior_levels
-        return (prior + self._accepted) / (self.prior_levels + self._tried)
+        return self._acceptance.after(self.prior_acceptance * self.prior_levels, self.prior_levels)
 
     @property
     def coverage(self) -> float:
         """Probability that a level of the pool holds the path's token, given the level above."""
-        prior = self.prior_coverage * self.prior_levels
-        return (prior + self._followed) / (self.prior_levels + self._decided)
+        return self._coverage.after(self.prior_coverage * self.prior_levels, self.prior_levels)
 
     @property
     def tokens_per_ms(self) -> float:
         prior_ms = 4 * 1.3 * self.target_pass_ms  # four rounds of co-located speculation
         return (16.0 + self._round_tokens) / max(1e-3, prior_ms + self._round_ms)
+
+    def round_ms(self, ms: float) -> float:
+        """As much of a round's time as was no pause."""
+        return min(ms, MAX_ROUND_PASSES * self.target_pass_ms)
 
     def pace(self, source: int) -> Pace:
         return self.paces.setdefault(source, Pace())
@@ -113,8 +126,7 @@ class Estimates:
             self._home_sure_ms.popleft()
             self._since_home_ms = 0.0
             self._home_is_pure &= bool(self.home_ms)
-        self._tried = self.fading * self._tried + min(depth, num_accepted + 1)
-        self._accepted = self.fading * self._accepted + num_accepted
+        self._acceptance.observe(num_accepted, min(depth, num_accepted + 1), self.fading)
 
     @property
     def home_passes_per_token(self) -> float:
@@ -124,41 +136,34 @@ class Estimates:
         self, tokens: int, ms: float, followed: int, left: int, home_passes: int = 0
     ) -> None:
         """Of the round's tokens the pool had followed some and not had others."""
-        ms = min(ms, MAX_ROUND_PASSES * self.target_pass_ms)
         self._round_passes = self.fading * self._round_passes + home_passes
         self._round_tokens = self.fading * self._round_tokens + tokens
         self._round_ms = self.fading * self._round_ms + ms
-        self._followed = self.fading * self._followed + followed
-        self._decided = self.fading * self._decided + followed + left
+        self._coverage.observe(followed, followed + left, self.fading)
 
     @property
     def home_rescue(self) -> float:
         """Probability that home holds a token that remotes drafted beside."""
-        prior = PRIOR_RESCUE * PRIOR_MISSES
-        return (prior + self._rescued) / (PRIOR_MISSES + self._missed)
+        return self._home_rescue.after(PRIOR_RESCUE * PRIOR_MISSES, PRIOR_MISSES)
 
     def observe_missed(self, rescued: Sequence[bool]) -> None:
         """Of tokens that remotes drafted beside, and where home had drafted too: was it right?"""
         for right in rescued:
-            self._rescued = self.fading * self._rescued + right
-            self._missed = self.fading * self._missed + 1
+            self._home_rescue.observe(right, 1, self.fading)
 
     @property
     def remote_worth(self) -> float:
         """The speed that remotes alone would give, over that of co-located speculation."""
         prior_ms = max(1e-3, self.target_pass_ms)
         prior_tokens = prior_ms * self.tokens_per_ms  # of one pass, at which they are level
-        served = (prior_tokens + self._served_tokens) / (prior_ms + self._served_ms)
-        raced = (prior_tokens + self._raced_tokens) / (prior_ms + self._raced_ms)
-        return served / raced
+        return self._served.after(prior_tokens, prior_ms) / self._raced.after(
+            prior_tokens, prior_ms
+        )
 
     def observe_served(self, tokens: int, ms: float, raced_tokens: int, raced_ms: float) -> None:
         """What a round would have brought without home; what it brought, and the rival's time."""
-        ms = min(ms, MAX_ROUND_PASSES * self.target_pass_ms)
-        self._served_tokens = SERVED_FADING * self._served_tokens + tokens
-        self._served_ms = SERVED_FADING * self._served_ms + ms
-        self._raced_tokens = SERVED_FADING * self._raced_tokens + raced_tokens
-        self._raced_ms = SERVED_FADING * self._raced_ms + raced_ms
+        self._served.observe(tokens, ms, SERVED_FADING)
+        self._raced.observe(raced_tokens, raced_ms, SERVED_FADING)
 
     def observe_home(self, duration_ms: float, passes: int, *, reads: bool = False) -> None:
         """A home draft; one that `reads` took in new text first, in about one pass more."""

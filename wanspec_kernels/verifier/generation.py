@@ -203,6 +203,7 @@ class Generation:
         num_accepted, num_rows = len(accepted_nodes), len(tree.token_ids)
         pass_ms, idle_ms = now - self._pass_began_ms, self._pass_began_ms - self._free_ms
         self.estimates.observe_pass(pass_ms, self._selection.depth, num_accepted)
+        round_ms = self.estimates.round_ms(pass_ms + idle_ms)
         if self.rows is not None:
             self.rows.observe(num_rows, self._max_rows, accepted_nodes, pass_ms, idle_ms)
 
@@ -221,16 +222,14 @@ class Generation:
         s.remote_tokens_accepted += sum(flag is not None and flag != HOME for flag in flags)
 
         if self._home:
-            self._race_on(accepted_nodes, committed, pass_ms + idle_ms)
+            self._race_on(accepted_nodes, committed, round_ms)
         for source, outcome in self.pool.commit(committed):
             s.outcomes[outcome.kind] += 1
             if outcome.kind is Kind.INVALID:
                 self.offenders[source] = outcome.reason
         followed, left = self.pool.followed - self._followed, self.pool.left - self._left
         self._followed, self._left = self.pool.followed, self.pool.left
-        self.estimates.observe_round(
-            len(committed), pass_ms + idle_ms, followed, left, self._home_passes
-        )
+        self.estimates.observe_round(len(committed), round_ms, followed, left, self._home_passes)
         self._phase = _Phase.IDLE
         self._selection = self._at_hand = None
         self._free_ms = now
@@ -322,10 +321,8 @@ class Generation:
             return
         served = len(committed)
         if self._home_passes:  # and had home made none?
-            served, ms = (
-                1 + self._at_hand.depth_without(HOME, committed),
-                self.estimates.target_pass_ms,
-            )
+            served = 1 + self._at_hand.depth_without(HOME, committed)
+            ms = self.estimates.target_pass_ms
         self.estimates.observe_served(served, ms, len(committed), rival_ms)
 
     def _draft_at_home(self, passes: int, selection: Selection, now: float) -> list[Action]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import log
 
-from wanspec_kernels.verifier.estimates import MAX_ROUND_PASSES, Estimates
+from wanspec_kernels.verifier.estimates import Estimates
 from wanspec_kernels.verifier.pool import Pool
 from wanspec_kernels.verifier.selection import Selection
 
@@ -85,7 +85,7 @@ class Race:
         shares = self._shares(pool, verified, accepted_nodes, committed)
         pass_ms = e.target_pass_ms
         rival_ms = self._rival.follow(shares, pass_ms, e.home_pass_ms)
-        behind_ms = self.behind_ms + min(ms, MAX_ROUND_PASSES * pass_ms) - rival_ms
+        behind_ms = self.behind_ms + ms - rival_ms
         self.behind_ms = min(max(behind_ms, -CREDIT_PASSES * pass_ms), DEBT_PASSES * pass_ms)
         return rival_ms
 
