@@ -8,10 +8,11 @@ import pytest
 from bench.virtual_faults import (
     SHAPE,
     WAIT_MS,
-    against_co_located,
     co_located_ms,
     recovery_ms,
     scenario,
+    timed_scenario,
+    under_faults,
 )
 from wanspec_kernels.simulation.faults import KINDS, Faults
 from wanspec_kernels.simulation.link import LinkProfile
@@ -21,6 +22,7 @@ from wanspec_kernels.simulation.trace import BEYOND
 from wanspec_kernels.simulation.world import World
 
 TOKENS = 30
+CO_LOCATED = 10  # passes a round: the best on this trace, or within 2 % of it
 SCHEDULES = 200
 
 
@@ -63,14 +65,21 @@ def test_a_commit_that_a_drafter_missed_is_found_out(trace, monkeypatch):
 
 
 def test_faults_leave_co_located_speculation(trace):
-    """The mean is within 5 %, and no text is slower by more than 15 and a bounded wait.
+    """No text takes 5 % and a bounded wait longer; a fault every 12 ms.
 
-    Held against the best of four fixed rounds on that very text, under a fault every 12 ms.
+    Seeds 171 and 172 are the worst of 250.
     """
-    times = [against_co_located(trace, seed, 120) for seed in range(20)]
-    assert all(right for *_, right in times)
-    assert all(ours < 1.15 * theirs + WAIT_MS for ours, theirs, _ in times)
-    assert sum(ours for ours, *_ in times) < 1.05 * sum(theirs for _, theirs, _ in times)
+    for seed in (*range(6), 171, 172):
+        one = timed_scenario(trace, seed, 400)
+        ours, right = under_faults(one)
+        assert right
+        assert ours <= 1.05 * co_located_ms(one, CO_LOCATED) + WAIT_MS, seed
+
+
+def test_a_clock_that_jumps_in_homes_first_drafts_costs_little(trace):
+    """Seconds that one took are no reason to do without home for a minute."""
+    one = timed_scenario(trace, 168, 120)
+    assert under_faults(one)[0] <= 1.1 * co_located_ms(one, CO_LOCATED)
 
 
 @pytest.mark.parametrize(
@@ -84,27 +93,27 @@ def test_faults_leave_co_located_speculation(trace):
     ],
 )
 def test_a_drafter_of_no_use_costs_little(trace, round_trip_ms, pass_ms, max_nodes, wrong):
-    """It is heard, and near: home may not count on it. Held against the best fixed rounds."""
+    """It is heard, and near: home may not count on it. Held against fixed rounds."""
     model = replace(trace, ranks=np.full_like(trace.ranks, BEYOND)) if wrong else None
     link = LinkProfile(round_trip_ms)
     useless = DrafterProfile(link, Machine(pass_ms), SHAPE, max_nodes, trace=model)
     base = Scenario(trace, (useless,), home_shape=SHAPE, tokens=300, seed=3)
-    assert World(base).run()[0].elapsed_ms < 1.1 * co_located_ms(base)
+    assert World(base).run()[0].elapsed_ms < 1.1 * co_located_ms(base, CO_LOCATED)
 
 
 def test_drafters_that_help_little_cost_little(trace):
     """No faults: one to three drafters, slow, small or far, on narrow links that lose messages."""
     within = []
     for seed in range(100, 110):
-        one = replace(scenario(trace, seed, 120), home=Machine(3.0), requests=1)
-        theirs = co_located_ms(one)
+        one = timed_scenario(trace, seed, 120)
+        theirs = co_located_ms(one, CO_LOCATED)
         within.append(World(one).run()[0].elapsed_ms <= 1.05 * theirs + WAIT_MS)
     assert sum(within) >= 8
 
 
 def test_a_clock_that_jumps_all_the_time_holds_up_nothing(trace):
     for seed in (14, 15, 16):
-        one = replace(scenario(trace, seed, 60), home=Machine(3.0), requests=1)
+        one = timed_scenario(trace, seed, 60)
         world = World(one)
         Faults(world, seed, ("jump",))
         assert world.run()[0].elapsed_ms < 60 * (30.0 + WAIT_MS)

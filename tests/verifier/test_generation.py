@@ -347,6 +347,26 @@ def test_a_home_drafter_that_adds_nothing_is_not_asked_again_this_round():
     assert not generation.estimates.home_ms  # 0.1 ms is not what a pass takes
 
 
+def test_a_home_drafter_that_hangs_is_waited_for_once():
+    """The text goes on without it, and its draft is taken when it comes after all."""
+    generation = Generation(Request(1, PROMPT, 9), vocab_size=VOCAB_SIZE, home=True)
+    target = FakeTarget()
+    target.start(1, PROMPT)
+    asked, wait = generation.start(0.0)
+    assert isinstance(asked, DraftAtHome)
+    assert wait == WaitUntil(2 * generation.estimates.target_pass_ms)
+    assert generation.tick(wait.at_ms - 1.0) == [wait]
+    now, actions = wait.at_ms, generation.tick(wait.at_ms)
+    for _ in range(4):
+        assert isinstance(actions[-1], StartPass)
+        now += 30.0
+        actions = generation.pass_finished(*target.verify(1, actions[-1].tree), now)
+    assert len(generation.output_ids) == 4
+    generation.home_finished([guess(Random(0), PROMPT, 1, 9, branches=0)], now)
+    assert generation.statistics.outcomes[Kind.LATE] == 1
+    assert generation.pool.follow(continuation(PROMPT, 9)[4:])[0] == 5
+
+
 def test_a_full_tree_is_verified_without_more_drafting():
     limits = Limits(max_rows=3)
     generation = Generation(Request(1, PROMPT, 20), vocab_size=VOCAB_SIZE, limits=limits, home=True)

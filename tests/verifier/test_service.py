@@ -211,6 +211,28 @@ def test_a_failing_home_drafter_is_asked_again(keys, caplog):
     assert "a draft failed" in caplog.text
 
 
+def test_a_home_drafter_that_hangs_holds_nothing_up(keys):
+    class Hangs(FakeHome):
+        def draft(self, *args):
+            assert half_is_out.wait(WAIT_S)
+            return super().draft(*args)
+
+    half_is_out = threading.Event()
+    heard = []
+
+    def on_tokens(token_ids, sources):
+        heard.extend(token_ids)
+        if len(heard) >= 20:
+            half_is_out.set()
+
+    async def scenario(service, dial):
+        result = await service.generate(PROMPT, max_tokens=40, on_tokens=on_tokens)
+        assert result.token_ids == continuation(PROMPT, 40)
+        assert not result.statistics.home_failures
+
+    run(keys, scenario, home=Hangs())
+
+
 def test_a_failing_target_raises_and_the_next_request_goes_on(keys):
     class Breaks(FakeTarget):
         broken = True

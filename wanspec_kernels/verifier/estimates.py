@@ -11,6 +11,7 @@ from wanspec_kernels.verifier.usefulness import Usefulness
 MAX_ROUND_PASSES = 4.0
 MAX_REPLY_GROWTH = 4.0  # of a reply over those before
 SERVED_FADING = 0.95  # a target pass
+HOME_PATIENCE_PASSES = 2.0  # of the target, for one at home: what takes half as long pays nothing
 PRIOR_RESCUE, PRIOR_MISSES = 0.2, 2.0
 
 
@@ -110,6 +111,11 @@ class Estimates:
         prior_ms = 4 * 1.3 * self.target_pass_ms  # four rounds of co-located speculation
         return (16.0 + self._round_tokens) / max(1e-3, prior_ms + self._round_ms)
 
+    @property
+    def home_patience_ms(self) -> float:
+        """How long one draft pass at home is waited for."""
+        return HOME_PATIENCE_PASSES * self.target_pass_ms
+
     def round_ms(self, ms: float) -> float:
         """As much of a round's time as was no pause."""
         return min(ms, MAX_ROUND_PASSES * self.target_pass_ms)
@@ -167,7 +173,7 @@ class Estimates:
 
     def observe_home(self, duration_ms: float, passes: int, *, reads: bool = False) -> None:
         """A home draft; one that `reads` took in new text first, in about one pass more."""
-        pass_ms = duration_ms / (passes + reads)
+        pass_ms = min(duration_ms / (passes + reads), self.home_patience_ms)
         if self._last_home_ms is not None and not (reads and self._home_is_pure):
             if not reads and not self._home_is_pure:
                 self.home_ms.clear()

@@ -16,6 +16,7 @@ from wanspec_kernels.verifier.actions import (
     WaitUntil,
 )
 from wanspec_kernels.verifier.estimates import Estimates
+from wanspec_kernels.verifier.home_work import HomeWork
 from wanspec_kernels.verifier.policies import ExpectedGain
 from wanspec_kernels.verifier.policy import Policy, View
 from wanspec_kernels.verifier.pool import HOME, Kind, Outcome, Pool, Selection
@@ -84,7 +85,7 @@ class Generation:
         self.output_sources: list[int | None] = []  # as in Committed
         self.offenders: dict[int, str] = {}  # sources whose early draft turned out invalid, and why
         self.finish_reason: Literal["length", "stop"] | None = None
-        self._home = home
+        self._home = HomeWork(self.estimates, is_there=home)
         if home:
             self.pool.enrol(HOME)
         self._phase = _Phase.NEW
@@ -92,12 +93,6 @@ class Generation:
         self._max_rows = 0  # it was selected with
         self._pass_began_ms = 0.0
         self._free_ms = 0.0  # when the last pass ended
-        self._home_began_ms: float | None = None  # None: it is not at work
-        self._home_passes = 0  # since the last commit
-        self._home_is_spent = False  # until the next commit
-        self._home_reads = True  # when it is asked next
-        self._passes_asked = 0
-        self._asked_to_read = False
         self._until_ms: float | None = None  # None: nothing is waited for
         self._wait_began_ms = 0.0
         self._waited_ms = 0.0  # since the last pass
@@ -221,7 +216,7 @@ class Generation:
         s.home_tokens_accepted += sum(flag == HOME for flag in flags)
         s.remote_tokens_accepted += sum(flag is not None and flag != HOME for flag in flags)
 
-        if self._home:
+        if self._home.is_there:
             self._race_on(accepted_nodes, committed, round_ms)
         for source, outcome in self.pool.commit(committed):
             s.outcomes[outcome.kind] += 1
@@ -229,46 +224,37 @@ class Generation:
                 self.offenders[source] = outcome.reason
         followed, left = self.pool.followed - self._followed, self.pool.left - self._left
         self._followed, self._left = self.pool.followed, self.pool.left
-        self.estimates.observe_round(len(committed), round_ms, followed, left, self._home_passes)
+        self.estimates.observe_round(len(committed), round_ms, followed, left, self._home.passes)
         self._phase = _Phase.IDLE
         self._selection = self._at_hand = None
         self._free_ms = now
         self._waited_ms = 0.0
-        self._home_passes = 0
-        self._home_is_spent = False
-        self._home_reads = True
+        self._home.committed()
         self._replies.committed(self.pool.length, now)
         end = self._finish(reason) if reason else self._next(now)
         return [Committed(tuple(committed), flags), *end]
 
     def home_finished(self, drafts: Sequence[Draft] | None, now: float) -> list[Action]:
         """The home drafter's answer; None: it failed, and is asked again after the next commit."""
-        if self._home_began_ms is None:
-            raise RuntimeError("home: expected an answer only to a DraftAtHome")
-        began_ms, self._home_began_ms = self._home_began_ms, None
+        self.statistics.local_draft_passes += self._home.ends(now, drafted=bool(drafts))
         if drafts is None:
             self.statistics.home_failures += 1
             self.pool.enrol(HOME)
-            self._home_is_spent = True
-        elif not drafts:
-            # Its tree is as large as it gets: the passes were none, and more would be none either.
-            self._home_is_spent = True
-        else:
-            self.statistics.local_draft_passes += self._passes_asked
-            self.estimates.observe_home(
-                now - began_ms, self._passes_asked, reads=self._asked_to_read
-            )
+        elif drafts:
             news = [self.offer(HOME, draft, now).kind in _NEWS for draft in drafts]
             # What hung from an older base was asked for before the last commit.
             current = any(draft.base_length == self.pool.length for draft in drafts)
-            self._home_is_spent |= current and not any(news)
+            self._home.is_spent |= current and not any(news)
         if self.done:
             return []
         return self._next(now)
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed or drafts were offered; does nothing unless waiting."""
-        if self._until_ms is None or (now < self._until_ms and not self._offered):
+        if self._home.is_awaited:
+            if now < self._home.until_ms:
+                return [WaitUntil(self._home.until_ms)]
+        elif self._until_ms is None or (now < self._until_ms and not self._offered):
             return []
         return self._next(now)
 
@@ -277,7 +263,7 @@ class Generation:
             self._waited_ms += now - self._wait_began_ms
             self.statistics.waited_ms += now - self._wait_began_ms
             self._until_ms = None
-        self._offered = False
+        self._offered = self._home.is_awaited = False
         if self._phase is _Phase.PASS:
             return self._go_ahead(now)
         max_rows, max_depth = self._bounds()
@@ -296,12 +282,12 @@ class Generation:
                 self._phase, self._selection = _Phase.PASS, selection
                 self._max_rows = max_rows
                 self._pass_began_ms = now
-                self.statistics.rounds_without_home += self._home_passes == 0
+                self.statistics.rounds_without_home += self._home.passes == 0
                 return [StartPass(selection.tree), *self._go_ahead(now)]
 
     def _go_ahead(self, now: float) -> list[Action]:
         """Draft at home for the next pass, while the target runs?"""
-        if not self._home or self._home_is_spent or self._home_began_ms is not None:
+        if self._home.is_busy or not self._home.may_bring_more(now):
             return []
         # The tree under verification, and what has come to hang below and beside it since.
         max_depth = min(MAX_DEPTH, max(1, self._room - 1))
@@ -320,21 +306,24 @@ class Generation:
         if self._replies.soonest_ms(self.pool.enrolled, self._pass_began_ms) is None:
             return
         served = len(committed)
-        if self._home_passes:  # and had home made none?
+        if self._home.passes:  # and had home made none?
             served = 1 + self._at_hand.depth_without(HOME, committed)
             ms = self.estimates.target_pass_ms
         self.estimates.observe_served(served, ms, len(committed), rival_ms)
 
     def _draft_at_home(self, passes: int, selection: Selection, now: float) -> list[Action]:
-        if self._home_began_ms is not None:
-            return []  # its answer is awaited
-        self._home_began_ms, self._passes_asked = now, passes
-        self._asked_to_read, self._home_reads = self._home_reads, False
-        self._home_passes += passes
-        known = None
-        if self.request.rule == "match" and len(selection.depths) > 1:
-            known = self.pool.as_draft(selection)
-        return [DraftAtHome(tuple(self.pool.token_ids), passes, known)]
+        home = self._home
+        actions: list[Action] = []
+        if not home.is_busy:
+            home.begins(passes, now)
+            known = None
+            if self.request.rule == "match" and len(selection.depths) > 1:
+                known = self.pool.as_draft(selection)
+            actions.append(DraftAtHome(tuple(self.pool.token_ids), passes, known))
+        if self._phase is _Phase.IDLE:
+            home.is_awaited = True
+            actions.append(WaitUntil(home.until_ms))
+        return actions
 
     def _bounds(self) -> tuple[int, int]:
         """Rows and depth of a tree for the target."""
@@ -349,7 +338,7 @@ class Generation:
 
     def _view(self, selection: Selection, max_depth: int, now: float) -> View:
         e = self.estimates
-        verifying = self._phase is _Phase.PASS
+        home, verifying = self._home, self._phase is _Phase.PASS
         return View(
             now_ms=now,
             idle_ms=0.0 if verifying else now - self._free_ms,
@@ -366,8 +355,8 @@ class Generation:
             target_pass_ms=e.target_pass_ms,
             home_pass_ms=e.home_pass_ms,
             tokens_per_ms=e.tokens_per_ms,
-            home_passes=self._home_passes if self._home and not self._home_is_spent else None,
-            home_is_busy=self._home_began_ms is not None,
+            home_passes=home.passes if home.may_bring_more(now) else None,
+            home_is_busy=home.is_busy,
             home_passes_per_token=e.home_passes_per_token,
             behind_ms=self._race.behind_ms,
             remote_worth=e.remote_worth,
