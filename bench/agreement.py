@@ -24,6 +24,7 @@ import typer
 
 from bench import agreement_report
 from bench.machine import describe
+from bench.paced_drafter import stretch_flow
 from bench.real_run import Bench, Paces, until, welcomed
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
@@ -163,6 +164,7 @@ def start_drafter(bench: Bench, address: str, link: LinkProfile, scale: float) -
             *("--model", "bundled:draft", "--device", "cpu"),
             *("--max-nodes", str(MAX_NODES)),
             *("--width", str(WIDTH), "--pass-ms", str(scale * PACES.remote_ms)),
+            *("--scale", str(scale)),
         ],
         module="bench.paced_drafter",
         niceness=0,
@@ -185,6 +187,7 @@ def study(
     tokens: int, num_texts: int, scale: float, seeds: int, cases: list[str]
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
+    stretch_flow(scale)  # the simulator's
     pair = Pair.load("bundled:target", "bundled:draft", "cpu", torch.float32)
     assert pair.home is not None
     texts = record_texts(pair, num_texts, tokens)

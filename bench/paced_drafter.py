@@ -1,6 +1,8 @@
 """`wanspec-drafter` with passes of a stated time: another machine's, whatever this one's.
 
-python -m bench.paced_drafter --pass-ms 40 <options of wanspec-drafter>
+python -m bench.paced_drafter --pass-ms 40 --scale 10 <options of wanspec-drafter>
+
+Where all times of a study are stretched, `--scale` stretches those of flow control with them.
 """
 
 import argparse
@@ -8,6 +10,7 @@ import sys
 import time
 
 import drafter.main
+from drafter import flow
 from drafter.session import Session
 from wanspec_kernels.protocol import Error
 
@@ -30,10 +33,18 @@ class PacedSession(Session):
         return errors
 
 
+def stretch_flow(scale: float) -> None:
+    """In this process."""
+    flow.SLACK_US = (int(scale * flow.SLACK_US[0]), int(scale * flow.SLACK_US[1]))
+    flow.MARKER_INTERVAL_US = int(scale * flow.MARKER_INTERVAL_US)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pass-ms", type=float, required=True)
+    parser.add_argument("--scale", type=float, default=1.0)
     options, rest = parser.parse_known_args()
+    stretch_flow(options.scale)
     sessions: list[PacedSession] = []
 
     def paced(*args: object, **more: object) -> PacedSession:
