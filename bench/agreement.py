@@ -251,9 +251,9 @@ def record_texts(pair: Pair, count: int, tokens: int) -> list[Text]:
 def main(
     draw: Annotated[bool, typer.Option("--draw", help="From the stored data only.")] = False,
     tokens: int = 250,
-    texts: int = 2,
+    texts: int = 4,
     scale: Annotated[float, typer.Option(help="Of all times; 1 is a target pass of 30 ms.")] = 10.0,
-    seeds: Annotated[int, typer.Option(help="Simulated runs of each text.")] = 2,
+    seeds: Annotated[int, typer.Option(help="Simulated runs of each text.")] = 8,
     case: Annotated[list[str] | None, typer.Option(help="Only these; nothing is stored.")] = None,
 ) -> None:
     """Measure, or draw what was measured."""

@@ -52,15 +52,24 @@ class Record:
     began: list[float] = field(default_factory=list)  # of each
     committed: list[float] = field(default_factory=list)
     opened: list[Heard] = field(default_factory=list)  # OPEN was sent
-    useful: list[Heard] = field(default_factory=list)  # a remote draft added something
+    drafts: list[tuple[Heard, int]] = field(default_factory=list)  # and their bases
     mended: float | None = None
+    mended_length: int = 0  # of the text then
+
+    def mends(self) -> None:
+        self.mended = time.monotonic()
+        self.mended_length = self.generations[-1].pool.length
 
     def recovery_ms(self) -> float | None:
-        """From when all was whole and OPEN sent, where one was needed, to the first such draft."""
+        """From when all was whole and OPEN sent, where one was needed, to the first remote draft
+        that knows the text as it was then.
+        """
         if self.mended is None:
             return None
-        for at, of in self.useful:
-            if at > self.mended and of[0] is self.generations[-1]:
+        for (at, of), base_length in self.drafts:
+            if of[0] is not self.generations[-1]:
+                continue
+            if at > self.mended and base_length >= self.mended_length:
                 opened = max(t for t, whom in self.opened if whom == of and t <= at)
                 return 1e3 * (at - max(self.mended, opened))
         return None
@@ -78,8 +87,8 @@ def recording() -> Iterator[Record]:
 
     def spied_offer(self: Generation, source: int, draft: Draft, now: float) -> Outcome:
         outcome = offer(self, source, draft, now)
-        if source != HOME and outcome.kind in (Kind.NEW, Kind.LATE):
-            record.useful.append((time.monotonic(), (self, source)))
+        if source != HOME and outcome.kind is not Kind.FOREIGN:
+            record.drafts.append(((time.monotonic(), (self, source)), draft.base_length))
         return outcome
 
     def spied_enrol(self: Generation, source: int, round_trip_ms: float | None = None) -> None:
@@ -191,10 +200,7 @@ async def _generate(
 async def strike(
     faults: Sequence[Fault], drafter: RemoteDrafter, restart_verifier: Any, record: Record
 ) -> None:
-    def mended() -> None:
-        record.mended = time.monotonic()
-
-    scene = Scene(drafter, restart_verifier, mended)
+    scene = Scene(drafter, restart_verifier, record.mends)
     for fault in faults:
         await fault(scene)
 
