@@ -269,11 +269,11 @@ class ForgetsEarlyDrafts(Pool):
 
 
 class KeepsTheLastConfidence(Pool):
-    def _merge(self, source, draft, at):
-        for node, _ in self._root.below():
+    def _settle(self, source, draft):
+        for node, _ in self._trie.root.below():
             if source in node.sources and draft.confidences:
                 node.sources[source] = UNKNOWN
-        return super()._merge(source, draft, at)
+        return super()._settle(source, draft)
 
 
 class CountsArrivals(Pool):

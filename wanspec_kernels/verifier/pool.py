@@ -1,44 +1,19 @@
 """Pool: the drafts of one request, from all sources, as one trie keyed by absolute path."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Literal
 
 from wanspec_kernels.confidence import UNKNOWN, Calibration, code_of
 from wanspec_kernels.protocol import Draft, check_of
 from wanspec_kernels.tree import Expansion
-from wanspec_kernels.verifier.pool_node import HOME, Group, PoolNode
+from wanspec_kernels.verifier.outcome import Kind, Outcome
+from wanspec_kernels.verifier.pool_node import HOME, PoolNode
+from wanspec_kernels.verifier.pool_trie import STALE, PoolTrie
 from wanspec_kernels.verifier.selection import Selection, select_expanded, select_likeliest
 
 __all__ = ["HOME", "MAX_EARLY_DRAFTS", "Kind", "Outcome", "Pool", "Selection"]
 
 MAX_EARLY_DRAFTS = 16  # held for each source
-
-
-class Kind(StrEnum):
-    """What became of a draft; each has exactly one."""
-
-    NEW = "new"  # hangs from the committed text and adds to the pool
-    LATE = "late"  # hangs from an older base, and something of it still adds to the pool
-    DUPLICATE = "duplicate"  # all of it is here already
-    STALE = "stale"  # nothing of it hangs below the committed text
-    EARLY = "early"  # its base is newer than the committed text; held until that commit
-    FOREIGN = "foreign"  # of another request, or its base is not this text
-    INVALID = "invalid"  # what no honest drafter sends
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    kind: Kind
-    new_nodes: int = 0
-    dropped_nodes: int = 0  # past a bound
-    reason: str = ""
-
-
-_DUPLICATE, _STALE = Outcome(Kind.DUPLICATE), Outcome(Kind.STALE)
-_DROPPED = PoolNode(-1, -1)  # stands for a node past the bound, and for what hangs below it
 
 
 class Pool:
@@ -82,11 +57,7 @@ class Pool:
         self._rejection = rule == "rejection"
         self._num_draws = num_draws
         self._replacement = replacement
-        self._max_source_nodes = max_source_nodes
-        self._root = PoolNode(self.token_ids[-1], 0)
-        self._arrivals = 0
-        self._charges: Counter[int] = Counter()  # by source; too high, unless they are exact
-        self._charges_are_exact = True
+        self._trie = PoolTrie(self.token_ids[-1], max_source_nodes, num_draws)
         self._early: list[tuple[int, Draft]] = []
         self._enrolled: set[int] = set()
         self._redrawing: set[int] = set()
@@ -110,7 +81,7 @@ class Pool:
 
     def __len__(self) -> int:
         """Draft nodes alive."""
-        return sum(1 for _ in self._root.below())
+        return sum(1 for _ in self._trie.root.below())
 
     def enrol(self, source: int) -> None:
         """Let a source offer drafts.
@@ -128,8 +99,7 @@ class Pool:
         self._enrolled.discard(source)
         self._redrawing.discard(source)
         self._early = [held for held in self._early if held[0] != source]
-        _forget(self._root, source)
-        self._charges.pop(source, None)
+        self._trie.forget(source)
 
     def offer(self, source: int, draft: Draft) -> Outcome:
         if draft.request != self.request:
@@ -149,12 +119,10 @@ class Pool:
         for token in token_ids:
             self.token_ids.append(token)
             self._checks.append(check_of([token], self._checks[-1]))
-            root = self._root
-            child = root.children.get(token)
+            root = self._trie.root
             if root.children and not self._rejection:
-                self._learn(root, child)
-            self._root = child if child is not None else PoolNode(token, 0)
-        self._charges_are_exact = False
+                self._learn(root, root.children.get(token))
+            self._trie.descend(token)
         if not self._early:
             return []
         due = [held for held in self._early if held[1].base_length <= self.length]
@@ -172,8 +140,8 @@ class Pool:
         """
         if self._rejection:
             charge = self._num_draws * max(1, len(self._enrolled))
-            return select_expanded(self._root, charge, acceptance, max_rows, max_depth)
-        return select_likeliest(self._root, self._tables(), max_rows, max_depth)
+            return select_expanded(self._trie.root, charge, acceptance, max_rows, max_depth)
+        return select_likeliest(self._trie.root, self._tables(), max_rows, max_depth)
 
     def as_draft(self, selection: Selection) -> Draft:
         """A selection's rows, with what they are believed to be worth, to grow on."""
@@ -195,7 +163,7 @@ class Pool:
 
     def follow(self, path: Sequence[int]) -> tuple[int, bool, frozenset[int]]:
         """How far a path leads, whether nothing hangs there, and who brought that node."""
-        node, depth = self._root, 0
+        node, depth = self._trie.root, 0
         for token in path:
             child = node.children.get(token)
             if child is None:
@@ -209,7 +177,7 @@ class Pool:
         None: home had drafted nothing there.
         """
         found: list[bool | None] = []
-        node = self._root
+        node = self._trie.root
         for token in path:
             child = node.children.get(token)
             sources = {source for each in node.children.values() for source in each.sources}
@@ -223,7 +191,7 @@ class Pool:
     def content(self) -> dict[tuple[int, ...], tuple[frozenset[int], dict[int, Expansion]]]:
         """By path below the root: the sources, and their draws (tokens in place of indices)."""
         found = {}
-        stack: list[tuple[tuple[int, ...], PoolNode]] = [((), self._root)]
+        stack: list[tuple[tuple[int, ...], PoolNode]] = [((), self._trie.root)]
         while stack:
             path, node = stack.pop()
             groups = {s: Expansion(0, *group) for s, (_, group) in node.groups.items()}
@@ -235,7 +203,7 @@ class Pool:
     def codes(self) -> dict[tuple[int, ...], dict[int, int]]:
         """By path below the root: the best code that each source gave the node."""
         found = {}
-        stack: list[tuple[tuple[int, ...], PoolNode]] = [((), self._root)]
+        stack: list[tuple[tuple[int, ...], PoolNode]] = [((), self._trie.root)]
         while stack:
             path, node = stack.pop()
             if path:
@@ -300,150 +268,10 @@ class Pool:
         for token in self.token_ids[draft.base_length :]:
             at = _child_of(draft, at, token)
             if at < 0:
-                return _STALE
+                return STALE
         if self._rejection:
-            return self._settle_draws(source, draft, at)
-        return self._merge(source, draft, at)
-
-    def _merge(self, source: int, draft: Draft, at: int) -> Outcome:
-        """`match`: nodes only. Written for speed: this is where a busy verifier's time goes."""
-        codes = draft.confidences or bytes([UNKNOWN]) * len(draft.token_ids)
-        # By index in the message, one further: the node, or None where it is not below the root.
-        placed: list[PoolNode | None] = [None] * (at + 2)
-        placed[at + 1] = self._root
-        start = at + 1
-        room = self._max_source_nodes - self._charges[source]
-        new_nodes = dropped = below = 0
-        adds = False
-        for token, parent, code in zip(
-            draft.token_ids[start:], draft.parents[start:], codes[start:], strict=True
-        ):
-            above = placed[parent + 1] if parent >= at else None
-            if above is None:
-                placed.append(None)
-                continue
-            below += 1
-            node = above.children.get(token)
-            if node is None:
-                adds = True
-            elif (known := node.sources.get(source)) is not None:
-                if code < known:
-                    node.sources[source] = code
-                placed.append(node)
-                continue
-            if room <= 0 and not self._charges_are_exact:
-                self._count()
-                room = self._max_source_nodes - self._charges[source]
-            if room <= 0 or above is _DROPPED:
-                placed.append(_DROPPED)
-                dropped += 1
-                continue
-            room -= 1
-            self._charges[source] += 1
-            if node is None:
-                self._arrivals += 1
-                node = above.add_child(token, self._arrivals)
-                new_nodes += 1
-            node.sources[source] = code
-            placed.append(node)
-        if adds:
-            return Outcome(Kind.NEW if at < 0 else Kind.LATE, new_nodes, dropped)
-        if at >= 0 and not below:
-            return _STALE
-        return Outcome(Kind.DUPLICATE, 0, dropped) if dropped else _DUPLICATE
-
-    def _settle_draws(self, source: int, draft: Draft, at: int) -> Outcome:
-        known = {at: self._root}  # message index -> node
-        for i, parent in enumerate(draft.parents):
-            if parent in known and (child := known[parent].children.get(draft.token_ids[i])):
-                known[i] = child
-        groups = {}
-        for e in draft.expansions:
-            drawn = tuple(draft.token_ids[child] for child in e.children)
-            groups[e.parent] = Group(drawn, e.token_ids, e.weights)
-        for i in groups.keys() & known.keys():
-            if source in known[i].groups and known[i].groups[source][1] != groups[i]:
-                if source not in self._redrawing:
-                    return Outcome(Kind.INVALID, reason="expected one drawing a node, got another")
-                del groups[i]
-        if not self._charges_are_exact:
-            self._count()
-        return self._merge_draws(source, draft, at, known, groups)
-
-    def _merge_draws(
-        self,
-        source: int,
-        draft: Draft,
-        at: int,
-        known: dict[int, PoolNode],
-        groups: dict[int, Group],
-    ) -> Outcome:
-        below = {at}  # the part of the message that hangs from the root
-        placed = {at: self._root}
-        new_nodes = dropped = 0
-        adds = self._place_group(source, self._root, groups.get(at))
-        for i, (parent, token) in enumerate(zip(draft.parents, draft.token_ids, strict=True)):
-            if parent not in below:
-                continue
-            below.add(i)
-            above = placed.get(parent)
-            node = above and self._place_node(source, above, token)
-            adds |= i not in known
-            if node is None:
-                dropped += 1
-                continue
-            new_nodes += i not in known
-            placed[i] = node
-            adds |= self._place_group(source, node, groups.get(i))
-        if adds:
-            kind = Kind.NEW if at < 0 else Kind.LATE
-        elif at >= 0 and len(below) == 1 and at not in groups:
-            kind = Kind.STALE
-        else:
-            kind = Kind.DUPLICATE
-        return Outcome(kind, new_nodes, dropped)
-
-    def _place_node(self, source: int, above: PoolNode, token: int) -> PoolNode | None:
-        node = above.children.get(token)
-        if node is not None and source in node.sources:
-            return node
-        # A drawn node is paid for with its group.
-        if not above.drew(source, token):
-            if self._charges[source] >= self._max_source_nodes:
-                return None
-            self._charges[source] += 1
-        if node is None:
-            self._arrivals += 1
-            node = above.add_child(token, self._arrivals)
-        node.sources[source] = UNKNOWN
-        return node
-
-    def _place_group(self, source: int, node: PoolNode, group: Group | None) -> bool:
-        """Whether the group was unknown, kept or not."""
-        if group is None or source in node.groups:
-            return False
-        paid = sum(
-            token in node.children and source in node.children[token].sources
-            for token in set(group.drawn)
-        )
-        charge = self._num_draws - paid
-        if self._charges[source] + charge <= self._max_source_nodes:
-            self._charges[source] += charge
-            self._arrivals += 1
-            node.add_group(source, self._arrivals, group)
-        return True
-
-    def _count(self) -> None:
-        """Make the charges exact; a commit only forgets, so until then they are too high."""
-        charges: Counter[int] = Counter()
-        for source in self._root.groups:
-            charges[source] += self._num_draws
-        for node, parent in self._root.below():
-            for source in node.sources:
-                charges[source] += not parent.drew(source, node.token)
-            for source in node.groups:
-                charges[source] += self._num_draws
-        self._charges, self._charges_are_exact = charges, True
+            return self._trie.merge_draws(source, draft, at, redraws=source in self._redrawing)
+        return self._trie.merge(source, draft, at)
 
 
 def _child_of(draft: Draft, parent: int, token: int) -> int:
@@ -456,16 +284,3 @@ def _child_of(draft: Draft, parent: int, token: int) -> int:
                 return at
     except ValueError:
         return -1
-
-
-def _forget(root: PoolNode, source: int) -> None:
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        node.groups.pop(source, None)
-        for token, child in list(node.children.items()):
-            child.sources.pop(source, None)
-            if child.sources:
-                stack.append(child)
-            else:
-                del node.children[token]
