@@ -4,6 +4,8 @@ What is replayed is what one drafter sends and one target commits in a simulated
 that second for every request, so that a mean below 1 s is less than one core.
 """
 
+import time
+
 import pytest
 
 from drafter.growth import GrowthShape
@@ -14,6 +16,9 @@ from wanspec_kernels.simulation.traced import PROMPT
 from wanspec_kernels.simulation.traces import load
 from wanspec_kernels.simulation.world import World
 from wanspec_kernels.verifier.pool import Kind, Pool
+
+# Of a core: what others do on the machine is left out.
+pytestmark = pytest.mark.benchmark(timer=time.process_time)
 
 REQUESTS = 1000
 ADDITIONS = 25  # a second
@@ -88,7 +93,7 @@ def test_merging_a_second_of_1000_requests(benchmark, second):
     benchmark.extra_info["nodes a draft"] = sum(len(d.token_ids) for d in drafts) / len(drafts)
     benchmark.extra_info["commits"] = sum(name == "commit" for name, _ in second)
     assert all(pool.content() == pools[0].content() for pool in pools)
-    assert benchmark.stats["mean"] < 1.0  # of a core
+    assert benchmark.stats["mean"] < 1.0
 
 
 def test_selecting_64_rows_for_1000_requests(benchmark, second):
