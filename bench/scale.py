@@ -84,7 +84,7 @@ def study(workers: int, tokens: int, seeds: int) -> dict[str, Any]:
     began = time.perf_counter()
     with ProcessPoolExecutor(workers) as pool:
         found = slots(tokens, seeds, pool.map)
-        together = batches(tokens // 2, seeds, pool.map)
+        together = {width: batches(width, tokens // 2, seeds, pool.map) for width in (WIDTH, WIDER)}
         typer.echo(f"slot times: {time.perf_counter() - began:.0f} s")
         sent = [messages(width) for width in WIDTHS]  # alone: it is timed
         jobs = [
@@ -106,7 +106,10 @@ def study(workers: int, tokens: int, seeds: int) -> dict[str, Any]:
         "settings": settings,
         "regions": [asdict(r) | {"rtt_ms": round_trip_ms(REGIONS[HOT], r)} for r in REGIONS],
         "slots": found,
-        "batches": {"round_trip_ms": BATCH_RTT_MS, "runs": together},
+        "batches": [
+            {"round_trip_ms": BATCH_RTT_MS, "width": width, "runs": runs}
+            for width, runs in together.items()
+        ],
         "messages": sent,
         "seats_allowed": seats_allowed(found),
         "seats_asked": SEATS_ASKED,

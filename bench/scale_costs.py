@@ -91,9 +91,9 @@ def _summary(runs: list[Measures], against: list[Measures]) -> dict[str, float]:
     return found | {"up_mbit": fmean(run.up_mbit for run in runs)}
 
 
-def batches(tokens: int, seeds: int, mapped: Mapped = map) -> list[dict[str, float]]:
-    """What a slot's time leaves out: requests at one target that wait for each other's passes."""
-    near = drafter(BATCH_RTT_MS)
+def batches(width: int, tokens: int, seeds: int, mapped: Mapped = map) -> list[dict[str, float]]:
+    """What a slot's time leaves out: requests at one target that wait for each other."""
+    near = drafter(BATCH_RTT_MS, width)
     here = [scenario(tokens, seed) for seed in range(1, seeds + 1)]
     every = [replace(s, drafters=(near,), requests=count) for count in BATCHES for s in here]
     runs = list(mapped(measure, every))

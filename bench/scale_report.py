@@ -57,13 +57,15 @@ def slot_table(results: dict[str, Any]) -> str:
 
 
 def batch_line(results: dict[str, Any]) -> str:
+    def latencies(batch: dict[str, Any]) -> str:
+        return ", ".join(f"{run['latency_ms']:.2f} with {run['requests']}" for run in batch["runs"])
+
     batches = results["batches"]
-    latencies = ", ".join(
-        f"{run['latency_ms']:.2f} ms with {run['requests']}" for run in batches["runs"]
-    )
     return (
-        f"Requests at one target wait for each other's passes; latency of a token at "
-        f"{batches['round_trip_ms']:.0f} ms by how many there are: {latencies}."
+        "Requests at one target, which waits 12 ms for those that are not ready; ms a token by how"
+        f" many there are, drafted for at {batches[0]['round_trip_ms']:.0f} ms: "
+        + "; ".join(f"{batch['width']} nodes a pass {latencies(batch)}" for batch in batches)
+        + "."
     )
 
 

@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import simpy
 
 from drafter.growth import GrowthShape
 from wanspec_kernels.simulation.link import LinkProfile, OneWay
+from wanspec_kernels.simulation.machine import Batcher
 from wanspec_kernels.simulation.measures import best_chain, best_tree, measure, plain
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
 from wanspec_kernels.simulation.synthetic import generate
@@ -91,6 +93,19 @@ def test_requests_share_machines(trace):
     many = measure(Scenario(trace, (near(),), requests=3, tokens=40))
     assert many.exact
     assert many.hot_ms < measure(Scenario(trace, (near(),), tokens=40)).hot_ms
+
+
+def test_a_machine_waits_for_who_is_nearly_ready_and_no_longer():
+    """Three jobs, of which the second is ready in time for the first's pass."""
+    env = simpy.Environment()
+    machine = Batcher(env, Machine(30.0), 8, gather_ms=12.0, expected=lambda: 3)
+    ended = {}
+    for at_ms in (0.0, 5.0, 40.0):
+        env.timeout(at_ms).callbacks.append(
+            lambda _, at=at_ms: machine.submit(1, lambda: ended.setdefault(at, env.now))
+        )
+    env.run()
+    assert ended == {0.0: 42.0, 5.0: 42.0, 40.0: 84.0}
 
 
 def test_a_link_delays_queues_and_stalls():

@@ -21,7 +21,13 @@ class World:
         self.clock = Clock(self.env)
         self.estimates = Estimates()
         self.generations: dict[int, Generation] = {}
-        self.target = Batcher(self.env, s.target, s.max_batch)
+        self.target = Batcher(
+            self.env,
+            s.target,
+            s.max_batch,
+            gather_ms=s.gather_ms,
+            expected=lambda: self._left,
+        )
         self.home = Batcher(self.env, s.home, s.max_batch) if s.home is not None else None
         self.servings: dict[int, Serving] = {}
         self.texts: dict[int, TracedText] = {}
