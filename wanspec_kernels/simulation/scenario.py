@@ -63,7 +63,7 @@ class Scenario:
     home_shape: GrowthShape = HOME_SHAPE
     limits: Limits = field(default_factory=lambda: Limits(max_rows=64))
     max_batch: int = 1024  # requests of one pass of the target, or of the home drafter
-    gather_ms: float = 12.0  # that the idle target waits for requests which are not ready
+    gather_passes: float = 0.4  # of the target, that it waits for requests which are not ready
     requests: int = 1
     tokens: int = 1000  # a request
     seed: int = 0

@@ -25,7 +25,7 @@ class World:
             self.env,
             s.target,
             s.max_batch,
-            gather_ms=s.gather_ms,
+            gather_ms=s.gather_passes * s.target.time_ms(1),
             expected=lambda: self._left,
         )
         self.home = Batcher(self.env, s.home, s.max_batch) if s.home is not None else None
