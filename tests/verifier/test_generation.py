@@ -65,10 +65,11 @@ class Drafter:
 class World:
     """Virtual time: a heap of events, a generation, a target, drafters."""
 
-    def __init__(self, seed, *, policy=None, num_drafters=None):
+    def __init__(self, seed, *, policy=None, num_drafters=None, home_pauses=0.0):
         rng = self.rng = Random(seed)
         self.home = rng.random() < 0.6
         self.home_fails = True
+        self.home_pauses = home_pauses
         self.generation = Generation(
             Request(1, PROMPT, TOKENS),
             vocab_size=VOCAB_SIZE,
@@ -113,7 +114,9 @@ class World:
                     self.at(TARGET_MS, self.pass_ends, tree)
                 case DraftAtHome(token_ids, passes, _):
                     assert self.home
-                    self.at(passes * HOME_MS, self.home_ends, token_ids, passes)
+                    paused = self.home_pauses and self.rng.random() < self.home_pauses
+                    pause_ms = self.rng.choice([100.0, 1000.0, 1e5]) if paused else 0.0
+                    self.at(passes * HOME_MS + pause_ms, self.home_ends, token_ids, passes)
                 case WaitUntil(at_ms):
                     self.waits_ms.append(at_ms - self.now)
                     self.at(at_ms - self.now, self.tick)
@@ -175,6 +178,14 @@ def test_any_schedule_commits_the_targets_own_text(first):
             s.home_tokens_accepted + s.remote_tokens_accepted
         )
         assert s.target_passes <= TOKENS
+
+
+def test_a_home_drafter_that_pauses_holds_up_a_round_for_two_passes():
+    expected = continuation(PROMPT, TOKENS)
+    for seed in range(100):
+        world = World(seed, home_pauses=0.2).run()
+        assert world.text == expected, seed
+        assert world.longest_round_ms <= LONGEST_ROUND_MS + 2 * TARGET_MS + 1e-6, seed
 
 
 def test_a_policy_that_waits_too_long_would_be_seen():
