@@ -49,10 +49,10 @@ class GrowthShape:
 class Growth:
     """Expands the likeliest nodes first and keeps, at a commit, exactly what hangs below it.
 
-    What the model says of a token is worth what it turned out to be worth (`calibration`, shared by
-    a drafter's requests). A pass is `plan`, a model run, then `absorb` with the candidates of the
-    plan's rows; or `abandon`, if the run failed. Nodes are sent once; `unsend` has all of them sent
-    again. Nodes that others drafted may be grafted on: they are grown below and not sent.
+    What the model says of a token is worth what it turned out to be worth at earlier commits. A
+    pass is `plan`, a model run, then `absorb` with the candidates of the plan's rows; or `abandon`,
+    if the run failed. Nodes are sent once; `unsend` has all of them sent again. Nodes that others
+    drafted may be grafted on: they are grown below and not sent.
 
     Under `match` the budget counts nodes. Under `rejection` it counts a fixed charge for every
     expanded node, and how many draws a node gets is fixed too: a count that depended on what was
@@ -66,12 +66,11 @@ class Growth:
         max_positions: int,
         max_nodes: int,
         shape: GrowthShape | None = None,
-        calibration: Calibration | None = None,
         random: Random | None = None,
     ) -> None:
         self.request = request
         self.shape = shape or GrowthShape()
-        self._calibration = calibration or Calibration()
+        self._calibration = Calibration()
         self._max_positions = max_positions
         self._max_nodes = min(request.max_nodes, max_nodes)
         self._max_depth = min(request.max_depth, MAX_DEPTH)

@@ -363,6 +363,7 @@ def test_what_was_learnt_does_not_turn_the_models_order():
     for _ in range(50):  # what is claimed with 0.2 is always right, with 0.6 never
         calibration.observe([code_of(0.6), code_of(0.2)], code_of(0.2))
     assert calibration.table[code_of(0.2)] > 2 * calibration.table[code_of(0.6)]
-    growth = grow(open_request(), calibration=calibration)
+    growth = grow(open_request())
+    growth._calibration = calibration
     growth.absorb(growth.plan(), [Candidates((4, 5), (0.6, 0.2))])
     assert paths_of(growth.take_drafts()[0]) == [(4,), (5,)]

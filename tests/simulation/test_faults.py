@@ -1,6 +1,7 @@
 """Random faults in virtual time: the text stays the target's own, and nothing is stuck or slow."""
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -40,8 +41,8 @@ def test_the_text_is_the_targets_own_under_any_faults(trace, first):
         for found in world.run():
             assert found.token_ids == found.expected_ids, seed
             assert len(found.token_ids) == TOKENS
-        for fault, count in faults.counts.items():
-            seen[fault] += count
+        for fault, times in faults.counts.items():
+            seen[fault] += times
     assert min(seen.values()) > 10
 
 
@@ -80,6 +81,27 @@ def test_a_clock_that_jumps_in_homes_first_drafts_costs_little(trace):
     """Seconds that one took are no reason to do without home for a minute."""
     one = timed_scenario(trace, 168, 120)
     assert under_faults(one)[0] <= 1.1 * co_located_ms(one, CO_LOCATED)
+
+
+def test_a_home_drafter_slow_to_warm_up_is_soon_tried_again(trace, monkeypatch):
+    """50 ms more for its second and third draft: 17 passes' worth, and no reason to do without."""
+
+    def elapsed(late_ms):
+        world = World(Scenario(trace, (), home_shape=SHAPE, tokens=400, seed=1))
+        home, drafts = world.servings[1].generation._home, count(1)
+        begins = type(home).begins
+
+        def begin(self, passes, now):
+            begins(self, passes, now)
+            if next(drafts) in (2, 3):
+                world.clock.ahead_ms += late_ms
+
+        monkeypatch.setattr(type(home), "begins", begin)
+        took_ms = world.run()[0].elapsed_ms
+        monkeypatch.undo()
+        return took_ms
+
+    assert elapsed(50.0) < 1.2 * elapsed(0.0)
 
 
 @pytest.mark.parametrize(

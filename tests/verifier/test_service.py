@@ -212,25 +212,43 @@ def test_a_failing_home_drafter_is_asked_again(keys, caplog):
 
 
 def test_a_home_drafter_that_hangs_holds_nothing_up(keys):
+    """Not its request, nor the next one, nor the service's end."""
+
     class Hangs(FakeHome):
         def draft(self, *args):
-            assert half_is_out.wait(WAIT_S)
+            hangs.wait(3 * WAIT_S)
             return super().draft(*args)
 
-    half_is_out = threading.Event()
-    heard = []
-
-    def on_tokens(token_ids, sources):
-        heard.extend(token_ids)
-        if len(heard) >= 20:
-            half_is_out.set()
+    hangs = threading.Event()
 
     async def scenario(service, dial):
-        result = await service.generate(PROMPT, max_tokens=40, on_tokens=on_tokens)
-        assert result.token_ids == continuation(PROMPT, 40)
-        assert not result.statistics.home_failures
+        for _ in range(2):
+            result = await service.generate(PROMPT, max_tokens=40)
+            assert result.token_ids == continuation(PROMPT, 40)
+            assert not result.statistics.home_failures
 
-    run(keys, scenario, home=Hangs())
+    try:
+        run(keys, scenario, home=Hangs())
+    finally:
+        hangs.set()
+
+
+def test_a_home_drafter_is_told_of_every_end(keys):
+    class Counts(FakeHome):
+        def close(self, request):
+            super().close(request)
+            closed.append(request)
+
+    closed = []
+
+    async def scenario(service, dial):
+        for _ in range(2):
+            await service.generate(PROMPT, max_tokens=40)
+
+    home = Counts()
+    run(keys, scenario, home=home)
+    assert closed == [message.request for message in home.opened]
+    assert closed
 
 
 def test_a_failing_target_raises_and_the_next_request_goes_on(keys):
@@ -255,18 +273,60 @@ def test_a_failing_target_raises_and_the_next_request_goes_on(keys):
     run(keys, scenario, target=target)
 
 
-def test_close_ends_a_running_generation(keys):
+def test_close_ends_generations_running_and_queued(keys):
     target = SteppedTarget(stepped=True)
 
     async def scenario(service, dial):
-        generation = asyncio.create_task(service.generate(PROMPT, max_tokens=5))
+        generation, queued = (
+            asyncio.create_task(service.generate(PROMPT, max_tokens=5)) for _ in range(2)
+        )
         await until(lambda: target.texts)
         closing = asyncio.create_task(service.close())
         await until(generation.cancelling)
         target.free()
         await closing
         assert generation.cancelled()
+        assert queued.cancelled()
         assert target.texts == {}
+        with pytest.raises(RuntimeError, match="closed"):
+            await service.generate(PROMPT, max_tokens=5)
+
+    run(keys, scenario, target=target)
+
+
+def test_a_second_cancellation_leaves_nothing_at_the_target(keys):
+    target = SteppedTarget(stepped=True)
+
+    async def scenario(service, dial):
+        generation = asyncio.create_task(service.generate(PROMPT, max_tokens=5))
+        await until(lambda: target.texts)
+        for _ in range(3):
+            generation.cancel()
+            await asyncio.sleep(0)
+        target.free()
+        with pytest.raises(asyncio.CancelledError):
+            await generation
+        assert target.texts == {}
+
+    run(keys, scenario, target=target)
+
+
+def test_a_drafter_that_leaves_between_requests_is_forgotten(keys):
+    target = SteppedTarget(stepped=True)
+
+    async def scenario(service, dial):
+        async with dial() as drafter:
+            await drafter.join()
+            generation = asyncio.create_task(service.generate(PROMPT, max_tokens=20))
+            drafting = asyncio.create_task(drafter.draft_forever())
+            await until(lambda: service._estimates.paces)
+            target.free()
+            await generation
+            await drafting
+            await drafter.say(Hello(bytes(32), "another", 4, 256, 0))
+            await until(lambda: not any(session.ready for session in service.sessions))
+        assert not service._estimates.paces
+        assert not service._estimates.usefulness._records
 
     run(keys, scenario, target=target)
 

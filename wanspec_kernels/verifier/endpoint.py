@@ -70,8 +70,8 @@ class Endpoint:
     """A CURVE-secured ROUTER for enrolled drafters only.
 
     While a generation is attached, drafters are kept up to its committed text and their drafts are
-    offered to it; `on_offer` is called after one that may matter. Nothing that a drafter sends
-    raises past its session.
+    offered to it; `on_offer` is called after one that may matter, and `on_leave` with the source of
+    a drafter that has gone. Nothing that a drafter sends raises past its session.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Endpoint:
         vocabulary: bytes,
         config: EndpointConfig,
         on_offer: Callable[[], None],
+        on_leave: Callable[[int], None],
     ) -> None:
         self.config = config
         self.counters: Counter[str] = Counter()
@@ -90,7 +91,7 @@ class Endpoint:
         self.source_names: dict[int, str] = {}  # of those asked to draft for the generation
         self._bind, self._secret, self._allowed = bind, secret, allowed
         self._vocabulary = vocabulary
-        self._on_offer = on_offer
+        self._on_offer, self._on_leave = on_offer, on_leave
         self._generation: Generation | None = None
         self._sessions: dict[bytes, Session] = {}  # by routing id; one a key
         self._allowances: dict[str, _Allowance] = {}  # by key: as many as were ever enrolled
@@ -329,6 +330,7 @@ class Endpoint:
         return session.state is State.QUARANTINED and served_ms < self.config.quarantine_ms
 
     def _retire(self, session: Session) -> None:
+        self._on_leave(session.source)
         if self._generation is not None:
             self._generation.retire(session.source)
 

@@ -12,6 +12,7 @@ MAX_ROUND_PASSES = 4.0
 MAX_REPLY_GROWTH = 4.0  # of a reply over those before
 SERVED_FADING = 0.95  # a target pass
 HOME_PATIENCE_PASSES = 2.0  # of the target, for one at home: what takes half as long pays nothing
+FEW_HOME_SAMPLES = 4
 PRIOR_RESCUE, PRIOR_MISSES = 0.2, 2.0
 
 
@@ -71,7 +72,8 @@ class Estimates:
     fading: float = 0.98  # a target pass
     target_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     home_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))  # a draft pass
-    home_retry: float = 50.0  # a sample is forgotten after so many times its own duration
+    home_retry: float = 50.0  # a sample is forgotten after so many times its own duration,
+    first_home_retry: float = 5.0  # the first few sooner, each time twice as late as before
     calibrations: dict[int, Calibration] = field(default_factory=dict)  # by source
     paces: dict[int, Pace] = field(default_factory=dict)  # by source
     usefulness: Usefulness = field(default_factory=Usefulness)
@@ -79,6 +81,7 @@ class Estimates:
     _last_home_ms: float | None = None
     _home_is_pure: bool = False  # all samples are of drafts that read nothing
     _since_home_ms: float = 0.0  # of target passes
+    _home_retries: int = 0  # since there were many samples
     _acceptance: FadingRatio = field(default_factory=FadingRatio)
     _coverage: FadingRatio = field(default_factory=FadingRatio)
     _round_tokens: float = 0.0
@@ -123,15 +126,22 @@ class Estimates:
     def pace(self, source: int) -> Pace:
         return self.paces.setdefault(source, Pace())
 
+    def retire(self, source: int) -> None:
+        """A drafter has gone."""
+        self.usefulness.retire(source)
+        self.paces.pop(source, None)
+        self.calibrations.pop(source, None)
+
     def observe_pass(self, duration_ms: float, depth: int, num_accepted: int) -> None:
         """A target pass over a tree of this depth ended."""
         self.target_ms.append(duration_ms)
         self._since_home_ms += duration_ms
-        if self.home_ms and self._since_home_ms > self.home_retry * self._home_sure_ms[0]:
+        if self.home_ms and self._since_home_ms > self._home_retry_factor * self._home_sure_ms[0]:
             self.home_ms.popleft()
             self._home_sure_ms.popleft()
             self._since_home_ms = 0.0
             self._home_is_pure &= bool(self.home_ms)
+            self._home_retries += 1
         self._acceptance.observe(num_accepted, min(depth, num_accepted + 1), self.fading)
 
     @property
@@ -171,6 +181,12 @@ class Estimates:
         self._served.observe(tokens, ms, SERVED_FADING)
         self._raced.observe(raced_tokens, raced_ms, SERVED_FADING)
 
+    @property
+    def _home_retry_factor(self) -> float:
+        if len(self.home_ms) >= FEW_HOME_SAMPLES:
+            return self.home_retry
+        return float(min(self.home_retry, self.first_home_retry * 2**self._home_retries))
+
     def observe_home(self, duration_ms: float, passes: int, *, reads: bool = False) -> None:
         """A home draft; one that `reads` took in new text first, in about one pass more."""
         pass_ms = min(duration_ms / (passes + reads), self.home_patience_ms)
@@ -182,8 +198,10 @@ class Estimates:
             self.home_ms.append(pass_ms)
             # Twice slow is slow; once, it may have been a pause.
             self._home_sure_ms.append(min(pass_ms, self._last_home_ms))
+            self._since_home_ms = 0.0
         self._last_home_ms = pass_ms
-        self._since_home_ms = 0.0
+        if len(self.home_ms) >= FEW_HOME_SAMPLES:
+            self._home_retries = 0
 
 
 def _lower_quartile(times_ms: Collection[float]) -> float:

@@ -159,9 +159,7 @@ class Generation:
         """A drafter has gone, and nothing is expected of it any more."""
         self.pool.retire(source)
         self._replies.retire(source)
-        self.estimates.usefulness.retire(source)
-        self.estimates.paces.pop(source, None)
-        self.estimates.calibrations.pop(source, None)
+        self.estimates.retire(source)
 
     def start(self, now: float) -> list[Action]:
         self._expect(_Phase.NEW)

@@ -27,6 +27,8 @@ from wanspec_kernels.verifier.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
+HOME_CLOSES_S = 1.0  # what a home drafter at work is given to end when the service closes
+
 T = TypeVar("T")
 OnTokens = Callable[[tuple[int, ...], tuple[int | None, ...]], None]
 
@@ -59,6 +61,7 @@ class VerifierService:
     """Verifies what enrolled drafters send and generates text, one request at a time.
 
     The socket is served while the target runs: passes and home drafting block a worker thread each.
+    A home drafter that hangs holds up no request: what comes after it waits in its thread.
     Use as ``async with VerifierService(...) as service: await service.generate(...)``.
     Without `bind` there is no socket at all, and `secret` and `allowed` are not needed.
     """
@@ -83,10 +86,10 @@ class VerifierService:
         self._request_numbers = count(1)
         self._one_at_a_time = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._target_worker = ThreadPoolExecutor(1, "wanspec-target")
-        self._home_worker = ThreadPoolExecutor(1, "wanspec-home")
-        self._jobs: set[asyncio.Future[Any]] = set()
-        self._generating: asyncio.Task[Any] | None = None
+        self._target_worker = _Worker("wanspec-target", self._wake.set)
+        self._home_worker = _Worker("wanspec-home", self._wake.set)
+        self._callers: set[asyncio.Task[Any]] = set()
+        self._closed = False
         self._endpoint: Endpoint | None = None
         if bind is not None:
             if secret is None or allowed is None:
@@ -98,6 +101,7 @@ class VerifierService:
                 vocabulary=vocabulary,
                 config=self.config.endpoint,
                 on_offer=self._wake.set,
+                on_leave=self._estimates.retire,
             )
 
     @property
@@ -131,15 +135,16 @@ class VerifierService:
             await self._endpoint.start()
 
     async def close(self) -> None:
-        """End a running generation, then the sockets and the worker."""
-        if self._generating is not None:
-            self._generating.cancel()
-            async with self._one_at_a_time:
-                pass
+        """Cancel all generations, then end the sockets and the workers."""
+        self._closed = True
+        for caller in self._callers:
+            caller.cancel()
+        async with self._one_at_a_time:  # the running one lets go of the target
+            pass
         if self._endpoint is not None:
             await self._endpoint.close()
-        self._target_worker.shutdown()
-        self._home_worker.shutdown()
+        await self._target_worker.close(None)
+        await self._home_worker.close(HOME_CLOSES_S)
 
     async def generate(
         self,
@@ -162,7 +167,10 @@ class VerifierService:
 
         Raises:
             ValueError: the prompt or a sampling value is out of range.
+            RuntimeError: the service is closed.
         """
+        if self._closed:
+            raise RuntimeError("generate: expected an open service, got a closed one")
         request = Request(
             number=next(self._request_numbers),
             token_ids=tuple(token_ids),
@@ -181,12 +189,14 @@ class VerifierService:
         sampling = SamplingParams.build(
             1, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
         )
-        async with self._one_at_a_time:
-            self._generating = asyncio.current_task()
-            try:
+        caller = asyncio.current_task()
+        assert caller is not None
+        self._callers.add(caller)
+        try:
+            async with self._one_at_a_time:
                 return await self._generate(request, sampling, on_tokens)
-            finally:
-                self._generating = None
+        finally:
+            self._callers.discard(caller)
 
     async def _generate(
         self, request: Request, sampling: SamplingParams, on_tokens: OnTokens | None
@@ -208,12 +218,10 @@ class VerifierService:
             if self._endpoint is not None:
                 self._endpoint.attach(generation)  # drafters read the prompt while the target does
             started = True
-            await self._run(
-                self._target_worker,
-                self._target.start,
-                request.number,
-                request.token_ids,
-                sampling,
+            await asyncio.shield(
+                self._target_worker.submit(
+                    self._target.start, request.number, request.token_ids, sampling
+                )
             )
             prompt_ms = now_ms() - began_ms
             await self._drive(generation, home, on_tokens)
@@ -221,7 +229,11 @@ class VerifierService:
             if self._endpoint is not None:
                 self._endpoint.detach(generation.finish_reason or "cancelled")
             if started:
-                await self._release(request.number, home)
+                release = asyncio.create_task(self._release(request.number, home))
+                while not release.done():  # whoever cancels us meanwhile
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait([release])
+                release.result()
         assert generation.finish_reason is not None
         return GenerationResult(
             generation.output_ids,
@@ -246,13 +258,11 @@ class VerifierService:
             for action in actions:
                 match action:
                     case StartPass(tree):
-                        passing = self._submit(
-                            self._target_worker, self._target.verify, generation.number, tree
+                        passing = self._target_worker.submit(
+                            self._target.verify, generation.number, tree
                         )
                     case DraftAtHome(token_ids, passes, known):
-                        drafting = self._submit(
-                            self._home_worker, home.draft, token_ids, passes, known
-                        )
+                        drafting = self._home_worker.submit(home.draft, token_ids, passes, known)
                     case WaitUntil(at_ms):
                         until_ms = at_ms
                     case Committed(token_ids, sources):
@@ -273,23 +283,6 @@ class VerifierService:
             if not actions:
                 actions = generation.tick(now_ms())
 
-    def _submit(
-        self, worker: ThreadPoolExecutor, call: Callable[..., T], *args: object
-    ) -> "asyncio.Future[T]":
-        """Run a blocking call in a worker thread; the loop is woken when it has ended."""
-        job = asyncio.get_running_loop().run_in_executor(worker, call, *args)
-        self._jobs.add(job)
-        job.add_done_callback(self._ended)
-        return job
-
-    def _ended(self, job: "asyncio.Future[Any]") -> None:
-        self._jobs.discard(job)
-        self._wake.set()
-
-    async def _run(self, worker: ThreadPoolExecutor, call: Callable[..., T], *args: object) -> T:
-        """Being cancelled does not abandon the call."""
-        return await asyncio.shield(self._submit(worker, call, *args))
-
     async def _wait(self, jobs: list["asyncio.Future[Any]"], until_ms: float | None) -> None:
         """Until a job has ended, a draft has come or the time is up."""
         if not any(job.done() for job in jobs):
@@ -299,13 +292,40 @@ class VerifierService:
         self._wake.clear()
 
     async def _release(self, request: int, home: "_HomeRequest") -> None:
-        """Once the workers are free, let target and home drafter forget the request."""
-        while self._jobs:
-            done, _ = await asyncio.wait(self._jobs)
+        """Let target and home drafter forget the request once they are free."""
+        await self._target_worker.idle()
+        self._home_worker.submit(home.close)  # in its turn
+        await self._target_worker.submit(self._target.finish, request)
+
+
+class _Worker:
+    """A thread, and the blocking calls that run or wait there."""
+
+    def __init__(self, name: str, on_end: Callable[[], None]) -> None:
+        self._executor = ThreadPoolExecutor(1, name)
+        self._jobs: set[asyncio.Future[Any]] = set()
+        self._on_end = on_end
+
+    def submit(self, call: Callable[..., T], *args: object) -> "asyncio.Future[T]":
+        job = asyncio.get_running_loop().run_in_executor(self._executor, call, *args)
+        self._jobs.add(job)
+        job.add_done_callback(self._ended)
+        return job
+
+    def _ended(self, job: "asyncio.Future[Any]") -> None:
+        self._jobs.discard(job)
+        self._on_end()
+
+    async def idle(self, timeout_s: float | None = None) -> None:
+        """Until all calls have ended, and what they raised is passed over; or the time is up."""
+        if self._jobs:
+            done, _ = await asyncio.wait(self._jobs, timeout=timeout_s)
             for job in done:
                 job.exception()
-        await self._run(self._home_worker, home.close)
-        await self._run(self._target_worker, self._target.finish, request)
+
+    async def close(self, timeout_s: float | None) -> None:
+        await self.idle(timeout_s)
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class _HomeRequest:
