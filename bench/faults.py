@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -220,7 +221,8 @@ def start_drafter(bench: Bench, address: str, link: EmulatedLink) -> RemoteDraft
     )
 
 
-def study(tokens: int, names: list[str]) -> list[dict[str, Any]]:
+def study(tokens: int, names: list[str], runs: int) -> list[dict[str, Any]]:
+    """Medians of runs, which differ by a few target passes; the longest of their recoveries."""
     torch.set_num_threads(1)
     pair = Pair.load("bundled:target", "bundled:draft", "cpu", torch.float32)
     prompt = held_out_prompt(pair)
@@ -228,14 +230,20 @@ def study(tokens: int, names: list[str]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="wanspec-faults-") as name:
         make_keys(Path(name), 1)
         bench = Bench(pair, PACES, Path(name))
-        alone = asyncio.run(decode(bench, prompt, tokens, 0, link=None))
+        alone = [asyncio.run(decode(bench, prompt, tokens, 0, link=None)) for _ in range(runs)]
+        co_located_ms = median(run.elapsed_ms for run in alone)
         for schedule in ("nothing", *names):
             faults = SCHEDULES.get(schedule, ())
-            found = asyncio.run(decode(bench, prompt, tokens, 0, faults))
-            row = asdict(found) | {
+            found = [asyncio.run(decode(bench, prompt, tokens, 0, faults)) for _ in range(runs)]
+            times = sorted(run.elapsed_ms for run in found)
+            middle = next(run for run in found if run.elapsed_ms == times[runs // 2])
+            recoveries = [run.recovery_ms for run in found if run.recovery_ms is not None]
+            row = asdict(middle) | {
                 "schedule": schedule,
-                "identical": found.token_ids == alone.token_ids,
-                "co_located_ms": alone.elapsed_ms,
+                "identical": all(run.token_ids == alone[0].token_ids for run in found),
+                "recovery_ms": max(recoveries, default=None),
+                "longest_ms": times[-1],
+                "co_located_ms": co_located_ms,
             }
             del row["token_ids"]
             rows.append(row)
@@ -252,16 +260,18 @@ def main(
     draw: Annotated[bool, typer.Option("--draw", help="From the stored data only.")] = False,
     tokens: int = 400,
     virtual: Annotated[int, typer.Option(help="Random schedules in virtual time.")] = 1000,
+    runs: Annotated[int, typer.Option(help="Of each schedule in real processes.")] = 3,
     only: Annotated[list[str] | None, typer.Option(help="Only these; nothing is stored.")] = None,
 ) -> None:
     """Measure, or draw what was measured."""
     if not draw:
-        rows = study(tokens, only or list(SCHEDULES))
+        rows = study(tokens, only or list(SCHEDULES), runs)
         if only:
             return
         results = {
             "machine": describe(),
             "tokens": tokens,
+            "runs": runs,
             "paces": asdict(PACES),
             "link": asdict(LINK),
             "real": rows,

@@ -18,6 +18,7 @@ def line(row: dict[str, Any]) -> str:
         row["schedule"],
         "yes" if row["identical"] else "NO",
         f"{row['elapsed_ms'] / row['co_located_ms']:.3f}×",
+        f"{row['longest_ms'] / row['co_located_ms']:.3f}×",
         "–" if recovery is None else f"{recovery:.0f}",
         str(row["remote_tokens"]) if row["commits_after"] else "–",
     ]
@@ -36,14 +37,14 @@ def _section(results: dict[str, Any]) -> str:
     return "\n".join(
         [
             "",
-            f"Real processes: texts of {r['tokens']} tokens, passes of {p['target_ms']:g} ms"
+            f"Real processes, medians of {r['runs']} runs: texts of {r['tokens']} tokens, passes of {p['target_ms']:g} ms"
             f" (target), {p['home_ms']:g} (home) and {p['remote_ms']:g} (remote), a round trip of"
             f" {r['link']['round_trip_ms']:g} ms; commit {r['machine']['commit']},"
             f" {r['machine']['cpus']} cores of {r['machine']['cpu']}; `python -m bench.faults`.",
             "",
-            "| what happens | text is the target's | time over co-located | recovery, ms |"
-            " remote tokens accepted after |",
-            "|---|---|---|---|---|",
+            "| what happens | text is the target's | time over co-located | longest | recovery at most,"
+            " ms | remote tokens accepted after |",
+            "|---|---|---|---|---|---|",
             *map(line, r["real"]),
             "",
             f"Virtual time: {v['exact']} of {v['schedules']} random schedules gave the target's own"
