@@ -37,13 +37,14 @@ def _section(results: dict[str, Any]) -> str:
     return "\n".join(
         [
             "",
-            f"Real processes, medians of {r['runs']} runs: texts of {r['tokens']} tokens, passes of {p['target_ms']:g} ms"
-            f" (target), {p['home_ms']:g} (home) and {p['remote_ms']:g} (remote), a round trip of"
-            f" {r['link']['round_trip_ms']:g} ms; commit {r['machine']['commit']},"
+            f"Real processes, medians of {r['runs']} runs: texts of {r['tokens']} tokens,"
+            f" passes of {p['target_ms']:g} ms (target), {p['home_ms']:g} (home) and"
+            f" {p['remote_ms']:g} (remote), a round trip of {r['link']['round_trip_ms']:g} ms;"
+            f" commit {r['machine']['commit']},"
             f" {r['machine']['cpus']} cores of {r['machine']['cpu']}; `python -m bench.faults`.",
             "",
-            "| what happens | text is the target's | time over co-located | longest | recovery at most,"
-            " ms | remote tokens accepted after |",
+            "| what happens | text is the target's | time over co-located | longest |"
+            " recovery at most, ms | remote tokens accepted after |",
             "|---|---|---|---|---|---|",
             *map(line, r["real"]),
             "",
