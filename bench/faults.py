@@ -62,15 +62,15 @@ class Record:
         self.mended_length = self.generations[-1].pool.length
 
     def recovery_ms(self) -> float | None:
-        """From when all was whole and OPEN sent, where one was needed, to the first remote draft
-        that knows the text as it was then.
+        """Until a remote draft knows the text as it was when all was whole again.
+
+        From then on, or from when OPEN was sent, where one was needed.
         """
         if self.mended is None:
             return None
         for (at, of), base_length in self.drafts:
-            if of[0] is not self.generations[-1]:
-                continue
-            if at > self.mended and base_length >= self.mended_length:
+            knows = of[0] is self.generations[-1] and base_length >= self.mended_length
+            if at > self.mended and knows:
                 opened = max(t for t, whom in self.opened if whom == of and t <= at)
                 return 1e3 * (at - max(self.mended, opened))
         return None
@@ -235,14 +235,13 @@ def study(tokens: int, names: list[str], runs: int) -> list[dict[str, Any]]:
         for schedule in ("nothing", *names):
             faults = SCHEDULES.get(schedule, ())
             found = [asyncio.run(decode(bench, prompt, tokens, 0, faults)) for _ in range(runs)]
-            times = sorted(run.elapsed_ms for run in found)
-            middle = next(run for run in found if run.elapsed_ms == times[runs // 2])
+            found.sort(key=lambda run: run.elapsed_ms)
             recoveries = [run.recovery_ms for run in found if run.recovery_ms is not None]
-            row = asdict(middle) | {
+            row = asdict(found[runs // 2]) | {
                 "schedule": schedule,
                 "identical": all(run.token_ids == alone[0].token_ids for run in found),
                 "recovery_ms": max(recoveries, default=None),
-                "longest_ms": times[-1],
+                "longest_ms": found[-1].elapsed_ms,
                 "co_located_ms": co_located_ms,
             }
             del row["token_ids"]
