@@ -147,7 +147,7 @@ class Target:
         context_lens: Tensor,
         page_table: Tensor,
         *,
-        last_only: bool = False,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """One pass over all trees; their keys and values are left in the pages.
 
@@ -156,24 +156,25 @@ class Target:
             context_lens: [batch] int32; node i of tree b is written to slot ``context_lens[b] + i``
                 and has position ``context_lens[b] + depth``.
             page_table: [batch, max_pages] int32, with pages for every slot of context and tree.
-            last_only: leave out all rows but the last.
+            rows: [count] int32 on the same device: only these rows go through the model's head;
+                None: all.
 
         Returns:
-            [num_nodes, vocab_size] (1 row if `last_only`), of the model's dtype: row i scores the
-            token that follows node i. Those of a captured pass stay until the next one.
+            [num_nodes, vocab_size], or [count, vocab_size] of `rows`, of the model's dtype: row i
+            scores the token that follows node i. Those of a captured pass stay until the next one.
         """
-        if self._graphs is not None and not last_only:
+        if self._graphs is not None and rows is None:
             graph = self._graphs.fitting(tree, page_table)
             if graph is not None:
                 return graph.replay(tree, context_lens, page_table)
-        return self._launch(tree, context_lens, page_table, last_only)
+        return self._launch(tree, context_lens, page_table, rows)
 
     def _launch(
         self,
         tree: DraftTree,
         context_lens: Tensor,
         page_table: Tensor,
-        last_only: bool = False,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """As `logits`, launched from Python."""
         run = TreePass(
@@ -191,7 +192,7 @@ class Target:
                 input_ids=tree.token_ids.clamp(min=0)[None],  # padding may hold -1
                 position_ids=self._positions(tree, context_lens)[None],
                 use_cache=False,
-                logits_to_keep=int(last_only),
+                logits_to_keep=0 if rows is None else rows,
             )
         finally:
             current_pass.reset(token)
@@ -210,7 +211,7 @@ class Target:
         for start in range(0, len(token_ids), chunk):
             tree = DraftTree.chains([token_ids[start : start + chunk]], self.device)
             context_lens = torch.tensor([start], dtype=torch.int32).to(self.device)
-            self.logits(tree, context_lens, page_table, last_only=True)
+            self.logits(tree, context_lens, page_table, rows=tree.indptr[:1])
 
     @staticmethod
     def _positions(tree: DraftTree, context_lens: Tensor) -> Tensor:

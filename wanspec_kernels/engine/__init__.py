@@ -1,0 +1,1 @@
+"""The engine: many requests share each pass of a target model."""
