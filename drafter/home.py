@@ -82,6 +82,35 @@ class HomeDrafter:
                 passes -= growth.caught_up
             return growth.take_drafts()
 
+    def draft_all(
+        self, jobs: Sequence[tuple[int, Sequence[int], Draft | None]]
+    ) -> dict[int, list[Draft] | None]:
+        """One pass for many requests: (request, text, known) as `draft` takes them.
+
+        None: the request's text was not all read yet, and another pass goes on with it. A request
+        that the model fails for is left out.
+
+        Raises:
+            KeyError: a request is not open.
+        """
+        with self._lock:
+            entries = {request: self._entries[request] for request, _, _ in jobs}
+            for request, token_ids, known in jobs:
+                self._catch_up(entries[request], token_ids)
+                if known is not None:
+                    entries[request].drafting.growth.graft(known)
+            result = run_pass(self._proposer, [entry.drafting for entry in entries.values()])
+            failed = {id(drafting) for drafting, _ in result.failures}
+            found: dict[int, list[Draft] | None] = {}
+            for request, entry in entries.items():
+                growth = entry.drafting.growth
+                if id(entry.drafting) in failed:
+                    del self._entries[request]
+                else:
+                    read = growth.caught_up or growth.too_long
+                    found[request] = growth.take_drafts() if read else None
+            return found
+
     def close(self, request: int) -> None:
         """Forget a request; an unknown one is none of our business."""
         with self._lock:

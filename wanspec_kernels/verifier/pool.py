@@ -54,7 +54,7 @@ class Pool:
         self._first_length = len(self.token_ids)
         self._checks = [check_of(self.token_ids)]  # by length, from _first_length on
         self._vocab_size = vocab_size
-        self._rejection = rule == "rejection"
+        self.rejection = rule == "rejection"
         self._num_draws = num_draws
         self._replacement = replacement
         self._trie = PoolTrie(self.token_ids[-1], max_source_nodes, num_draws)
@@ -70,6 +70,16 @@ class Pool:
     def check(self) -> int:
         """`check_of` the committed text."""
         return self._checks[-1]
+
+    @property
+    def root(self) -> PoolNode:
+        """The last committed token, and all that is known below it."""
+        return self._trie.root
+
+    @property
+    def charge(self) -> int:
+        """Rows that an expanded node is counted for under `rejection`, whatever was drawn there."""
+        return self._num_draws * max(1, len(self._enrolled))
 
     @property
     def enrolled(self) -> frozenset[int]:
@@ -120,7 +130,7 @@ class Pool:
             self.token_ids.append(token)
             self._checks.append(check_of([token], self._checks[-1]))
             root = self._trie.root
-            if root.children and not self._rejection:
+            if root.children and not self.rejection:
                 self._learn(root, root.children.get(token))
             self._trie.descend(token)
         if not self._early:
@@ -138,10 +148,9 @@ class Pool:
         groups as they arrived, as many as fit by the fixed charge (see the class); what it promises
         rests on the `acceptance` of a level.
         """
-        if self._rejection:
-            charge = self._num_draws * max(1, len(self._enrolled))
-            return select_expanded(self._trie.root, charge, acceptance, max_rows, max_depth)
-        return select_likeliest(self._trie.root, self._tables(), max_rows, max_depth)
+        if self.rejection:
+            return select_expanded(self.root, self.charge, acceptance, max_rows, max_depth)
+        return select_likeliest(self.root, self.tables(), max_rows, max_depth)
 
     def as_draft(self, selection: Selection) -> Draft:
         """A selection's rows, with what they are believed to be worth, to grow on."""
@@ -211,7 +220,8 @@ class Pool:
             stack += [((*path, token), child) for token, child in node.children.items()]
         return found
 
-    def _tables(self) -> Mapping[int, Sequence[float]]:
+    def tables(self) -> Mapping[int, Sequence[float]]:
+        """What each source's codes are worth."""
         return {source: c.table for source, c in self.calibrations.items()}
 
     def _learn(self, root: PoolNode, child: PoolNode | None) -> None:
@@ -236,7 +246,7 @@ class Pool:
             largest = max(largest, max(max(e.token_ids) for e in draft.expansions))
         if largest >= self._vocab_size:
             return f"expected tokens below {self._vocab_size}, got {largest}"
-        if draft.expansions and not self._rejection:
+        if draft.expansions and not self.rejection:
             return "expected no expansions under match"
         for expansion in draft.expansions:
             children = expansion.children
@@ -269,7 +279,7 @@ class Pool:
             at = _child_of(draft, at, token)
             if at < 0:
                 return STALE
-        if self._rejection:
+        if self.rejection:
             return self._trie.merge_draws(source, draft, at, redraws=source in self._redrawing)
         return self._trie.merge(source, draft, at)
 

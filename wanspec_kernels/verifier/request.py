@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wanspec_kernels.protocol import MAX_DRAWS
+from wanspec_kernels.protocol.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,20 @@ class Request:
     share_seed: bool = True  # under `match`: drafters may rank by the target's own noise
     num_draws: int = 4  # under `rejection`: of each source at each expanded node
     replacement: bool = False  # of those draws
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.seed,
+            self.rule,
+            self.share_seed,
+            self.num_draws,
+            self.replacement,
+        )
 
     def __post_init__(self) -> None:
         if not self.token_ids:

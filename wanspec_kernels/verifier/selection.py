@@ -96,7 +96,7 @@ def select_likeliest(
 
     def push_children(row: int) -> None:
         above = probabilities[row]
-        for child, share in _shares(nodes[row], tables):
+        for child, share in shares_of(nodes[row], tables):
             heappush(heap, (-above * share, child.order, row, child))
 
     if max_depth > 0:
@@ -173,7 +173,9 @@ def select_expanded(
     )
 
 
-def _shares(node: PoolNode, tables: Mapping[int, Sequence[float]]) -> list[tuple[PoolNode, float]]:
+def shares_of(
+    node: PoolNode, tables: Mapping[int, Sequence[float]]
+) -> list[tuple[PoolNode, float]]:
     """Each child with its probability given the node: the highest that any source gives it."""
     children = node.children.values()
     claims = [

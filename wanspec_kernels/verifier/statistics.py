@@ -17,6 +17,7 @@ class Statistics:
     home_tokens_accepted: int = 0
     remote_tokens_accepted: int = 0
     waited_ms: float = 0.0
+    preemptions: int = 0  # times that its pages went to others
     rounds_without_home: int = 0  # target passes before which home did nothing
     accepted: list[int] = field(default_factory=list)  # drafts, of each pass
     outcomes: Counter[Kind] = field(default_factory=Counter)

@@ -1,0 +1,110 @@
+"""PassTimes: what a pass of the target takes, learnt while serving."""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+SAMPLES = 15  # of each size
+MAX_AGE = 1000  # A sample is forgotten after so many passes, so that a pause is not for ever.
+CONTEXT_FADING = 0.99
+LEAST_SPREAD = 1000.0**2  # tokens²: contexts that differ less tell nothing of what context costs
+
+
+class PassTimes:
+    """Milliseconds over rows and context, both summed over a pass's requests.
+
+    The time is ``f(rows) + slope * context``. `f` is a step for each of `sizes`, as a captured pass
+    has room for so many rows and costs the same when some are empty; it never falls. Of a size's
+    samples the lower quartile counts, since a pause only ever adds to one. A size that was not
+    tried lies on the line between its neighbours, or on that of the two largest below it: it looks
+    cheap until it has been tried.
+    """
+
+    def __init__(self, first_guess_ms: float = 30.0, sizes: Sequence[int] = SIZES) -> None:
+        self.sizes = tuple(sizes)
+        self._first_guess_ms = first_guess_ms
+        self._samples: dict[int, deque[tuple[int, float, float]]] = {}  # pass, context, ms
+        self._passes = 0
+        self._spread = self._covariance = 0.0  # of contexts, and of times with them
+        self._steps: list[float] | None = None
+
+    def size_of(self, rows: int) -> int:
+        """The index of the size that so many rows are counted as."""
+        return min(bisect_left(self.sizes, rows), len(self.sizes) - 1)
+
+    def observe(self, rows: int, context: int, ms: float) -> None:
+        """A pass of so many rows over so many tokens of context took so long."""
+        self._passes += 1
+        samples = self._samples.setdefault(self.size_of(rows), deque(maxlen=SAMPLES))
+        if samples:
+            mean_context = sum(c for _, c, _ in samples) / len(samples)
+            mean_ms = sum(each for _, _, each in samples) / len(samples)
+            apart = context - mean_context
+            self._spread = CONTEXT_FADING * self._spread + apart * apart
+            self._covariance = CONTEXT_FADING * self._covariance + apart * (ms - mean_ms)
+        samples.append((self._passes, float(context), ms))
+        self._steps = None
+
+    @property
+    def context_ms(self) -> float:
+        """Of one token of context."""
+        return max(0.0, self._covariance / (self._spread + LEAST_SPREAD))
+
+    def ms(self, rows: int, context: int) -> float:
+        """Expected of a pass."""
+        return self.steps()[self.size_of(rows)] + self.context_ms * context
+
+    def row_ms(self, rows: int) -> float:
+        """Of one row more, on average up to twice as many."""
+        return (self.ms(2 * rows, 0) - self.ms(rows, 0)) / rows
+
+    def steps(self) -> list[float]:
+        """Of each size, without what the context costs."""
+        if self._steps is None:
+            self._steps = self._fit()
+        return self._steps
+
+    def _fit(self) -> list[float]:
+        slope = self.context_ms
+        blocks: list[tuple[float, int, list[int]]] = []  # ms, samples, sizes that share them
+        for size in sorted(self._samples):
+            samples = self._samples[size]
+            while samples and self._passes - samples[0][0] > MAX_AGE:
+                samples.popleft()
+            if not samples:
+                continue
+            times = sorted(ms - slope * context for _, context, ms in samples)
+            block = (times[len(times) // 4], len(times), [size])
+            while blocks and blocks[-1][0] > block[0]:  # more rows never take less: they share
+                ms, count, members = blocks.pop()
+                total = count + block[1]
+                mean = (ms * count + block[0] * block[1]) / total
+                block = (mean, total, members + block[2])
+            blocks.append(block)
+        known = {member: max(1e-3, ms) for ms, _, members in blocks for member in members}
+        return self._between(known)
+
+    def _between(self, known: dict[int, float]) -> list[float]:
+        if not known:
+            return [self._first_guess_ms] * len(self.sizes)
+        points = sorted(known)
+        found = []
+        for size, rows in enumerate(self.sizes):
+            above = bisect_left(points, size)
+            if above == 0:
+                found.append(known[points[0]])
+            elif above < len(points):
+                left, right = points[above - 1], points[above]
+                found.append(self._line(known, left, right, rows))
+            else:
+                left, right = points[max(0, above - 2)], points[above - 1]
+                found.append(self._line(known, left, right, rows))
+        return found
+
+    def _line(self, known: dict[int, float], left: int, right: int, rows: int) -> float:
+        if left == right:
+            return known[left]
+        span = self.sizes[right] - self.sizes[left]
+        share = (rows - self.sizes[left]) / span
+        return known[left] + share * (known[right] - known[left])

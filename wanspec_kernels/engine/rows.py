@@ -1,0 +1,198 @@
+"""Which rows of which request are worth a place in the next pass."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import TypeAlias
+
+from wanspec_kernels.engine.pass_times import PassTimes
+from wanspec_kernels.tree import HostTree
+from wanspec_kernels.verifier.pool import Pool
+from wanspec_kernels.verifier.pool_node import PoolNode
+from wanspec_kernels.verifier.selection import Selection, shares_of
+
+LEAST_WORTH = 0.001  # tokens; a row that is worth less is not taken, however free it is
+ROWS_AHEAD = 256  # looked ahead for a step beyond which more rows pay again
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One request that takes part, and how large its tree may get."""
+
+    pool: Pool
+    max_rows: int
+    max_depth: int
+    expected: Sequence[float] = ()  # `rejection`: tokens that each expansion in turn is worth
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A tree for each candidate, and what the pass is expected to bring and to take."""
+
+    selections: tuple[Selection, ...]
+    tokens: float
+    ms: float
+    num_rows: int  # those of other parts included
+    is_full: bool  # More rows would have had no room, whatever they are worth.
+
+
+_Entry: TypeAlias = tuple[float, int, int, int, PoolNode | None]
+"""-worth of a row, order of arrival, number of the candidate, parent's row, node.
+
+No node: the next expansion of a candidate under `rejection`.
+"""
+
+
+class _Growing:
+    """A tree that rows are added to."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.nodes = [candidate.pool.root]
+        self.parents = [-1]
+        self.depths = [0]
+        self.probabilities = [1.0]
+        self.num_expansions = 0
+        self.tables = candidate.pool.tables()
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.nodes) + self.num_expansions * self.candidate.pool.charge
+
+    def begin(self, heap: list[_Entry], number: int) -> None:
+        if self.candidate.max_depth < 1:
+            return
+        if self.candidate.pool.rejection:
+            self._push_expansion(heap, number)
+        else:
+            self._push_children(heap, number, 0)
+
+    def take(
+        self, heap: list[_Entry], number: int, parent: int, node: PoolNode | None, worth: float
+    ) -> None:
+        if node is None:
+            self.num_expansions += 1
+            self._push_expansion(heap, number)
+            return
+        row = len(self.nodes)
+        self.nodes.append(node)
+        self.parents.append(parent)
+        self.depths.append(self.depths[parent] + 1)
+        self.probabilities.append(worth)
+        if node.children and self.depths[row] < self.candidate.max_depth:
+            self._push_children(heap, number, row)
+
+    def selection(self, count: int) -> Selection:
+        """The first `count` rows, or expansions, that were taken."""
+        candidate = self.candidate
+        if candidate.pool.rejection:
+            max_rows = 1 + count * candidate.pool.charge
+            return candidate.pool.select(max_rows, candidate.max_depth)
+        end = 1 + count
+        nodes = self.nodes[:end]
+        return Selection(
+            HostTree(tuple([node.token for node in nodes]), tuple(self.parents[:end])),
+            tuple([tuple(node.sources) for node in nodes]),
+            tuple(self.depths[:end]),
+            tuple(self.probabilities[:end]),
+            tuple(
+                row
+                for row, node in enumerate(nodes)
+                if not node.children and self.depths[row] < candidate.max_depth
+            ),
+        )
+
+    def _push_children(self, heap: list[_Entry], number: int, row: int) -> None:
+        above = self.probabilities[row]
+        for child, share in shares_of(self.nodes[row], self.tables):
+            heappush(heap, (-above * share, child.order, number, row, child))
+
+    def _push_expansion(self, heap: list[_Entry], number: int) -> None:
+        """Only its place in the order says what it is worth, and nothing that was drawn."""
+        k, pool = self.num_expansions, self.candidate.pool
+        if k < len(self.candidate.expected):
+            worth = self.candidate.expected[k] / pool.charge
+            heappush(heap, (-worth, k, number, 0, None))
+
+
+def choose_rows(
+    candidates: Sequence[Candidate],
+    times: PassTimes,
+    *,
+    tokens_per_ms: float,
+    max_rows: int,
+    other_rows: int = 0,
+    context: int = 0,
+) -> Chosen:
+    """The rows that bring the most tokens over what their time is worth.
+
+    Every candidate has its root. One heap over all pools gives the row likeliest to be on its
+    request's path, again and again; of all the numbers of rows passed on the way, that one is taken
+    at which the tokens expected exceed ``tokens_per_ms`` times the pass's time by most. So a row is
+    taken if it is worth more than the time that it adds, alone or with those after it: a pass's
+    time has steps.
+
+    Under `rejection` whether a draw takes part may not depend on its value. Such a request's
+    expansions are taken in order of arrival, each charged a fixed number of rows and worth what the
+    expansion of that number was worth in earlier passes.
+
+    Args:
+        times: what passes take.
+        tokens_per_ms: what the batch decodes on average.
+        max_rows: of the pass, those of other parts included.
+        other_rows: that ride along, such as a prompt's.
+        context: tokens that the pass attends to.
+    """
+    growing = [_Growing(candidate) for candidate in candidates]
+    heap: list[_Entry] = []
+    for number, tree in enumerate(growing):
+        tree.begin(heap, number)
+    rows = other_rows + len(candidates)
+    tokens = best_tokens = float(len(candidates))
+    best_value = tokens - tokens_per_ms * times.ms(rows, context)
+    best_rows = rows
+    taken: list[int] = []  # whose each row or expansion was
+    num_best = 0
+    edge = rows  # Up to so many rows a pass takes no longer.
+    while heap and rows < max_rows:
+        minus_worth, _, number, parent, node = heappop(heap)
+        tree, worth = growing[number], -minus_worth
+        charge = 1 if node is not None else tree.candidate.pool.charge
+        if tree.num_rows + charge > tree.candidate.max_rows or rows + charge > max_rows:
+            continue
+        if worth < LEAST_WORTH:
+            break
+        if rows + charge > edge:
+            gain = _best_gain(times, tokens_per_ms, rows, min(max_rows, rows + ROWS_AHEAD), worth)
+            if tokens + gain - tokens_per_ms * times.ms(rows, context) <= best_value:
+                break
+            edge = times.sizes[times.size_of(rows + charge)]
+        rows += charge
+        tokens += worth * charge
+        taken.append(number)
+        tree.take(heap, number, parent, node, worth)
+        value = tokens - tokens_per_ms * times.ms(rows, context)
+        if value > best_value:
+            best_value, best_tokens, best_rows, num_best = value, tokens, rows, len(taken)
+    counts = Counter(taken[:num_best])
+    return Chosen(
+        tuple([tree.selection(counts[number]) for number, tree in enumerate(growing)]),
+        best_tokens,
+        times.ms(best_rows, context),
+        best_rows,
+        is_full=best_rows >= max_rows,
+    )
+
+
+def _best_gain(
+    times: PassTimes, tokens_per_ms: float, rows: int, max_rows: int, worth: float
+) -> float:
+    """The most that more rows can bring over their time, if none is worth more than `worth`."""
+    steps = times.steps()
+    now_ms = steps[times.size_of(rows)]
+    best = 0.0
+    for size in range(times.size_of(rows + 1), times.size_of(max_rows) + 1):
+        more = min(times.sizes[size], max_rows) - rows
+        best = max(best, worth * more - tokens_per_ms * (steps[size] - now_ms))
+    return best
