@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 FADING = 0.98  # a verdict
+LEVEL_FADING = 0.95  # a draft pass
 PRIOR_LEVELS = 8.0
 PRIOR_ACCEPTANCE, PRIOR_COVERAGE = 0.7, 0.85
 MAX_EXPANSIONS = 32  # of one tree under `rejection`
@@ -17,6 +18,7 @@ class Odds:
     def __init__(self) -> None:
         self._accepted = self._offered = 0.0  # levels of verified trees
         self._held = self._asked = 0.0  # tokens that pools held, and should have
+        self._gained = self._open = 0.0  # by draft passes at home, and the mass they grew on
         self._worth = [PRIOR_ACCEPTANCE ** (k + 1) for k in range(MAX_EXPANSIONS)]
 
     @property
@@ -33,6 +35,16 @@ class Odds:
     def expansion_worth(self) -> Sequence[float]:
         """Tokens accepted at the first expansion of a tree under `rejection`, the second, …"""
         return self._worth
+
+    @property
+    def level_worth(self) -> float:
+        """Tokens that a level more brings, over their rows' time, for each that runs out here."""
+        return (PRIOR_ACCEPTANCE * PRIOR_LEVELS + self._gained) / (PRIOR_LEVELS + self._open)
+
+    def observe_level(self, gained: float, mass: float) -> None:
+        """A draft pass at home made the next pass worth so much more."""
+        self._gained = LEVEL_FADING * self._gained + gained
+        self._open = LEVEL_FADING * self._open + mass
 
     def observe_tree(self, depth: int, num_accepted: int) -> None:
         """So many drafts of a tree of this depth were accepted."""
@@ -51,17 +63,17 @@ class Odds:
 
 
 class Rate:
-    """Tokens a millisecond, over the last passes and the pauses between them."""
+    """Tokens a millisecond and request, over the last passes and the pauses between them."""
 
     def __init__(self) -> None:
         self._tokens = self._ms = 0.0
 
-    def observe(self, tokens: int, ms: float) -> None:
-        """A round ended: a pass, and what was waited for it."""
-        self._tokens = RATE_FADING * self._tokens + tokens
+    def observe(self, tokens: int, requests: int, ms: float) -> None:
+        """A round ended, of so many requests: a pass, and what was waited for it."""
+        self._tokens = RATE_FADING * self._tokens + tokens / max(1, requests)
         self._ms = RATE_FADING * self._ms + ms
 
     def tokens_per_ms(self, requests: int, plain_ms: float) -> float:
-        """Before there is anything to go by, plain decoding of so many requests."""
+        """Of so many requests; before there is anything to go by, as by plain decoding."""
         prior_ms = PRIOR_PASSES * max(1e-3, plain_ms)
-        return (PRIOR_PASSES * requests + self._tokens) / (prior_ms + self._ms)
+        return requests * (PRIOR_PASSES + self._tokens) / (prior_ms + self._ms)

@@ -8,7 +8,7 @@ SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1
 SAMPLES = 15  # of each size
 MAX_AGE = 1000  # A sample is forgotten after so many passes, so that a pause is not for ever.
 CONTEXT_FADING = 0.99
-LEAST_SPREAD = 1000.0**2  # tokens²: contexts that differ less tell nothing of what context costs
+LEAST_SPREAD = 20_000.0**2  # tokens²: contexts that differ less tell nothing of what context costs
 
 
 class PassTimes:
@@ -17,8 +17,8 @@ class PassTimes:
     The time is ``f(rows) + slope * context``. `f` is a step for each of `sizes`, as a captured pass
     has room for so many rows and costs the same when some are empty; it never falls. Of a size's
     samples the lower quartile counts, since a pause only ever adds to one. A size that was not
-    tried lies on the line between its neighbours, or on that of the two largest below it: it looks
-    cheap until it has been tried.
+    tried lies on the line between its neighbours, on that of the two largest below it, or on that
+    from nothing to the smallest: it looks cheap until it has been tried.
     """
 
     def __init__(self, first_guess_ms: float = 30.0, sizes: Sequence[int] = SIZES) -> None:
@@ -93,7 +93,7 @@ class PassTimes:
         for size, rows in enumerate(self.sizes):
             above = bisect_left(points, size)
             if above == 0:
-                found.append(known[points[0]])
+                found.append(known[points[0]] * rows / self.sizes[points[0]])
             elif above < len(points):
                 left, right = points[above - 1], points[above]
                 found.append(self._line(known, left, right, rows))

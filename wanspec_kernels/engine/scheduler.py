@@ -22,6 +22,9 @@ from wanspec_kernels.verifier.selection import Selection
 MAX_HOME_PASSES = 16  # between two passes of the target
 
 
+LEAST_MASS = 0.01  # A request whose path hardly runs out of its tree asks for no draft.
+
+
 class RefusedError(ValueError):
     """A request that can never run, or that finds the queue full; it says what was expected."""
 
@@ -106,6 +109,7 @@ class Scheduler:
         self.home = Home() if home else None
         self._rate = Rate()
         self._home_passes = 0  # since the last pass of the target began
+        self._before_home: tuple[float, float] | None = None  # what a pass was worth, and the mass
 
     @property
     def num_waiting(self) -> int:
@@ -207,28 +211,26 @@ class Scheduler:
             return None
         target_ms = self.times.ms(1, context)
         rate = self._rate.tokens_per_ms(len(deciding), target_ms)
-        row_price = rate * self.times.row_ms(chosen.num_rows)
-        coverage = self.odds.coverage
-        jobs, mass = [], 0.0
-        for sequence, selection in zip(deciding, chosen.selections, strict=True):
-            if not home.has_more_for(sequence.number):
-                continue
-            worth = sum(
-                max(0.0, selection.probabilities[row] * coverage - row_price)
-                for row in selection.open_rows
-            )
-            if worth > 0:
-                mass += worth
-                known = sequence.pool.as_draft(selection) if len(selection.depths) > 1 else None
-                jobs.append(HomeJob(sequence.number, tuple(sequence.token_ids), known))
-        cost = rate * home.pass_ms(len(jobs), target_ms) * (1.0 + self._batch.home_price)
-        gain = best = 0.0
-        for _ in range(MAX_HOME_PASSES - self._home_passes):
-            gain += mass - cost
-            best = max(best, gain)
-            mass *= coverage
-        if not jobs or best <= 0:
+        value = chosen.tokens - rate * chosen.ms
+        if self._before_home is not None:
+            before, mass = self._before_home
+            self.odds.observe_level(value - before, mass)
+            self._before_home = None
+        open_mass = {
+            sequence.number: selection.open_mass
+            for sequence, selection in zip(deciding, chosen.selections, strict=True)
+            if home.has_more_for(sequence.number)
+        }
+        mass = sum(open_mass.values())
+        cost = rate * home.pass_ms(len(open_mass), target_ms) * (1.0 + self._batch.home_price)
+        if not open_mass or mass * self.odds.level_worth <= cost:
             return None
+        self._before_home = (value, mass)
+        jobs = [
+            HomeJob(sequence.number, tuple(sequence.token_ids), _known(sequence, selection))
+            for sequence, selection in zip(deciding, chosen.selections, strict=True)
+            if open_mass.get(sequence.number, 0.0) >= LEAST_MASS
+        ]
         drafting = DraftAtHome(tuple(jobs))
         home.begins(drafting, target_ms, now)
         self._home_passes += 1
@@ -298,7 +300,7 @@ class Scheduler:
                 # Of the text, what has slots: not yet its last token.
                 self.pages.written(part.request, sequence.token_ids[: sequence.num_written])
         assert self._free_ms is not None
-        self._rate.observe(tokens, now - self._free_ms)
+        self._rate.observe(tokens, len(verdicts), now - self._free_ms)
         self.estimates.observe_pass(pass_ms, 0, 0)
         self._free_ms = now if self._active else None
         self._wake_ms = now
@@ -437,6 +439,7 @@ class Scheduler:
             self.sequences[part.request].state = State.RUNNING
         self._running = _Pass(PassPlan(tuple(parts)), trees, context)
         self._home_passes = 0
+        self._before_home = None
         return self._running.plan
 
     def _part(self, sequence: Sequence, read: int, selection: Selection | None) -> Part:
@@ -489,3 +492,10 @@ class Scheduler:
             self._waiting.remove(sequence)
         del self.sequences[sequence.number]
         return Finished(sequence.number, sequence.finish_reason)
+
+
+def _known(sequence: Sequence, selection: Selection) -> Draft | None:
+    """What is here already, for home to grow on."""
+    if sequence.pool.rejection or len(selection.depths) == 1:
+        return None
+    return sequence.pool.as_draft(selection)
