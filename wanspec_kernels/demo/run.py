@@ -149,11 +149,10 @@ async def _generate(
             names = {HOME: HOME_NAME} | service.source_names
             observer.tokens(token_ids, [names.get(s) if s is not None else None for s in sources])
 
-    stop = pair.target.tokenizer.eos_token_id
     return await service.generate(
         pair.target.tokenizer(text)["input_ids"],
         max_tokens=settings.max_tokens,
-        stop_token_ids=() if stop is None else (stop,),
+        stop_token_ids=pair.target.end_token_ids,
         rule=settings.rule,
         temperature=settings.temperature,
         seed=settings.seed,

@@ -118,6 +118,15 @@ class Target:
         """Fingerprint of the tokenizer's vocabulary, 32 bytes."""
         return fingerprint(self.tokenizer)
 
+    @cached_property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end a text: each one of the generation configuration, and the tokenizer's."""
+        found: set[int] = set()
+        for source in (getattr(self.model, "generation_config", None), self.tokenizer):
+            ids = getattr(source, "eos_token_id", None)
+            found.update(() if ids is None else [ids] if isinstance(ids, int) else ids)
+        return frozenset(found)
+
     def capture(self, capacities: Iterable[Capacity], *, compiled: bool = False) -> None:
         """Capture a pass for each capacity in a CUDA graph; `logits` replays them from then on.
 
