@@ -129,7 +129,7 @@ def generate(
                 seed=seed,
                 on_tokens=show,
             )
-        print()
+        print(stream.flush())
         s, seconds = result.statistics, result.elapsed_ms / 1000
         print(
             f"{s.tokens} tokens in {s.target_passes} target passes and {seconds:.2f} s; "
