@@ -4,6 +4,7 @@ import asyncio
 from functools import cache
 from pathlib import Path
 from random import Random
+from threading import Event, Thread
 from typing import Any, Literal
 
 import pytest
@@ -11,13 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from drafter.home import HomeDrafter
+from drafter.link import Link
 from drafter.model import DraftModel
 from drafter.session import Session
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model, pad_vocabulary
+from wanspec_kernels import keys
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.protocol import Commit, Draft, Open, check_of
 from wanspec_kernels.target import Capacity, Target, TreeDecoder
-from wanspec_kernels.tree import DraftTree
+from wanspec_kernels.tree import DraftTree, HostTree
 from wanspec_kernels.verifier.outcome import Kind
 from wanspec_kernels.verifier.policies import AlwaysLocal
 from wanspec_kernels.verifier.pool import Pool
@@ -26,6 +29,7 @@ from wanspec_kernels.verifier.service import GenerationResult, ServiceConfig, Ve
 
 PROMPT = list(range(40, 60))
 TOKENS = 40
+WAIT_S = 20.0
 PADDINGS = [(0, 64), (64, 0), (64, 128), (7, 3), (0, -40)]  # of the target and of the draft
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -152,6 +156,73 @@ def test_a_remote_proposes_tokens_only(rows: int, way: str, folders: dict[int, P
     for draft in drafts[:-1]:
         outcome = pool.offer(1, draft)
         assert (outcome.kind, outcome.dropped_nodes) == (Kind.NEW, 0)
+
+
+class Held:
+    """A target whose first pass ends only once it may."""
+
+    def __init__(self, decoder: TreeDecoder) -> None:
+        self.start, self.finish = decoder.start, decoder.finish
+        self.may_end = Event()
+        self._decoder = decoder
+
+    def verify(self, request: int, tree: HostTree) -> tuple[list[int], list[int]]:
+        self.may_end.wait(WAIT_S)
+        return self._decoder.verify(request, tree)
+
+
+@pytest.mark.parametrize("way", ["greedy", "uncoupled", "rejection"])
+def test_over_a_socket(way: str, plain: Path, folders: dict[int, Path], tmp_path: Path) -> None:
+    target, draft = load(folders[7]), load_draft(folders[64])
+    held = Held(TreeDecoder(target, WAYS[way].get("rule", "match")))
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    keys.generate(tmp_path, "verifier")
+    keys.generate(allowed, "drafter")
+
+    async def run() -> GenerationResult:
+        service = VerifierService(
+            held,
+            vocabulary=target.vocabulary,
+            vocab_size=target.vocab_size,
+            bind="tcp://127.0.0.1:*",
+            secret=keys.load_secret(tmp_path / "verifier.secret"),
+            allowed=keys.AllowList(allowed),
+            config=ServiceConfig(limits=Limits(max_length=target.max_length)),
+        )
+        async with service, asyncio.timeout(WAIT_S):
+            link = Link(
+                Session(draft),
+                endpoint=service.address,
+                secret=keys.load_secret(allowed / "drafter.secret"),
+                server_public=keys.load_public(tmp_path / "verifier.key"),
+                vocabulary=draft.vocabulary,
+                model_name="padded",
+                max_requests=1,
+                max_nodes=128,
+            )
+            drafter = Thread(target=link.run)
+            drafter.start()
+            try:
+                generation = asyncio.create_task(
+                    service.generate(PROMPT, max_tokens=TOKENS, **WAYS[way])
+                )
+                while not any(s.counters["drafts"] for s in service.sessions):
+                    await asyncio.sleep(0)
+                held.may_end.set()
+                return await generation
+            finally:
+                held.may_end.set()
+                link.stop()
+                drafter.join()
+
+    result = asyncio.run(run())
+    assert max(result.token_ids) < VOCAB_SIZE
+    assert result.statistics.outcomes[Kind.INVALID] == 0
+    assert result.statistics.outcomes[Kind.NEW] > 0
+    assert result.statistics.nodes_dropped == 0
+    if "rule" not in WAYS[way]:
+        assert result.token_ids == text_alone(plain, way)
 
 
 @pytest.mark.parametrize("captured", [False, pytest.param(True, marks=pytest.mark.gpu)])
