@@ -107,6 +107,7 @@ def generate(
         print("".join(map(stream.push, token_ids)), end="", flush=True)
 
     async def run() -> None:
+        tokenizer = pair.target.tokenizer
         service = pair.service(
             pair.decoder(rule.value), bind=bind, secret=secret, allowed=allow_list
         )
@@ -118,7 +119,7 @@ def generate(
             while sum(s.ready for s in service.sessions) < wait_for_drafters:
                 await asyncio.sleep(0.05)
             result = await service.generate(
-                pair.target.tokenizer(text)["input_ids"],
+                tokenizer(text)["input_ids"],
                 max_tokens=max_tokens,
                 stop_token_ids=pair.target.end_token_ids,
                 rule=rule.value,
