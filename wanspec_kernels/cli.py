@@ -121,7 +121,7 @@ def generate(
             result = await service.generate(
                 tokenizer(text)["input_ids"],
                 max_tokens=max_tokens,
-                stop_token_ids=() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,),
+                stop_token_ids=pair.target.end_token_ids,
                 rule=rule.value,
                 temperature=temperature,
                 top_k=top_k,
@@ -130,7 +130,7 @@ def generate(
                 seed=seed,
                 on_tokens=show,
             )
-        print()
+        print(stream.flush())
         s, seconds = result.statistics, result.elapsed_ms / 1000
         print(
             f"{s.tokens} tokens in {s.target_passes} target passes and {seconds:.2f} s; "

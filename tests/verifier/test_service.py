@@ -32,6 +32,7 @@ from wanspec_kernels.protocol import (
     decode,
     encode,
 )
+from wanspec_kernels.tree import Expansion
 from wanspec_kernels.verifier.endpoint import EndpointConfig
 from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
 from wanspec_kernels.verifier.session import SessionConfig
@@ -422,11 +423,12 @@ def test_an_invalid_draft_quarantines_its_sender_alone(keys):
             generation = asyncio.create_task(service.generate(PROMPT, max_tokens=30))
             drafting = asyncio.create_task(friend.draft_forever())
             opened = await hostile.hear(Open)
-            bad = Draft(opened.request, len(PROMPT), check_of(PROMPT), (VOCAB_SIZE,), (-1,))
+            draws = (Expansion(-1, (0,), (1,), (1,)),)  # there are none under `match`
+            bad = Draft(opened.request, len(PROMPT), check_of(PROMPT), (1,), (-1,), draws)
             for _ in range(100):
                 await hostile.say(bad)
             error = await hostile.hear(Error)
-            assert "quarantined: expected tokens below 50, got 50" in error.message
+            assert "quarantined: expected no expansions under match" in error.message
             await hostile.say(HELLO)  # a new greeting does not end it
             assert "quarantined" in (await hostile.hear(Error)).message
             target.free()
@@ -434,6 +436,30 @@ def test_an_invalid_draft_quarantines_its_sender_alone(keys):
             await drafting
             assert result.token_ids == continuation(PROMPT, 30)
             assert result.statistics.outcomes["invalid"] == 1
+
+    run(keys, scenario, target=target)
+
+
+def test_a_token_past_the_vocabulary_costs_its_node_and_not_its_drafter(keys):
+    target = SteppedTarget(stepped=True)
+
+    async def scenario(service, dial):
+        async with dial() as drafter:
+            await drafter.join()
+            generation = asyncio.create_task(service.generate(PROMPT, max_tokens=12))
+            opened = await drafter.hear(Open)
+            right = continuation(PROMPT, 8)
+            tokens = (VOCAB_SIZE, right[0], VOCAB_SIZE + 63, *right[1:], 2**31 - 1)
+            parents = (-1, -1, 1, 1, *range(3, len(tokens) - 1))
+            await drafter.say(Draft(opened.request, len(PROMPT), check_of(PROMPT), tokens, parents))
+            await until(lambda: sum(s.counters["drafts"] for s in service.sessions) == 1)
+            target.free()
+            result = await generation
+            assert result.token_ids == continuation(PROMPT, 12)
+            assert result.statistics.outcomes == {"new": 1}
+            assert result.statistics.nodes_dropped == 3
+            assert result.statistics.remote_tokens_accepted >= 7  # the first pass may be under way
+            assert service.sessions[0].ready
 
     run(keys, scenario, target=target)
 

@@ -54,6 +54,9 @@ class Observer:
     def tokens(self, token_ids: Sequence[int], drafted_by: Sequence[str | None]) -> None:
         """Committed tokens, and who drafted each: a drafter's name, `HOME_NAME`, or nobody."""
 
+    def text_ended(self) -> None:
+        """The last prompt's text is complete."""
+
 
 class PacedTarget:
     """A target whose pass takes at least `pass_ms`, as that of a larger model would."""
@@ -149,16 +152,18 @@ async def _generate(
             names = {HOME: HOME_NAME} | service.source_names
             observer.tokens(token_ids, [names.get(s) if s is not None else None for s in sources])
 
-    stop = pair.target.tokenizer.eos_token_id
-    return await service.generate(
+    result = await service.generate(
         pair.target.tokenizer(text)["input_ids"],
         max_tokens=settings.max_tokens,
-        stop_token_ids=() if stop is None else (stop,),
+        stop_token_ids=pair.target.end_token_ids,
         rule=settings.rule,
         temperature=settings.temperature,
         seed=settings.seed,
         on_tokens=on_tokens,
     )
+    if observer is not None:
+        observer.text_ended()
+    return result
 
 
 async def _until_ready(service: VerifierService, drafters: Sequence[RemoteDrafter]) -> None:

@@ -20,7 +20,7 @@ from wanspec_kernels.target.requirements import (
     require_supported,
 )
 from wanspec_kernels.tree import DraftTree
-from wanspec_kernels.vocabulary import fingerprint
+from wanspec_kernels.vocabulary import fingerprint, vocabulary_size
 
 
 class Target:
@@ -54,7 +54,10 @@ class Target:
         require_supported(model, config, self.max_length)
         self.model = model.eval()
         self.tokenizer = tokenizer
+        # Many models have more rows than tokens. What lies past `vocab_size` is never chosen.
         self.vocab_size: int = config.vocab_size
+        if tokenizer is not None:
+            self.vocab_size = min(self.vocab_size, vocabulary_size(tokenizer))
         self._num_layers: int = config.num_hidden_layers
         self._windows = layer_windows(config)
         self._graphs: PassGraphs | None = None
@@ -118,6 +121,15 @@ class Target:
         """Fingerprint of the tokenizer's vocabulary, 32 bytes."""
         return fingerprint(self.tokenizer)
 
+    @cached_property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end a text: each one of the generation configuration, and the tokenizer's."""
+        found: set[int] = set()
+        for source in (getattr(self.model, "generation_config", None), self.tokenizer):
+            ids = getattr(source, "eos_token_id", None)
+            found.update(() if ids is None else [ids] if isinstance(ids, int) else ids)
+        return frozenset(found)
+
     def capture(self, capacities: Iterable[Capacity], *, compiled: bool = False) -> None:
         """Capture a pass for each capacity in a CUDA graph; `logits` replays them from then on.
 
@@ -159,8 +171,9 @@ class Target:
             last_only: leave out all rows but the last.
 
         Returns:
-            [num_nodes, vocab_size] (1 row if `last_only`), of the model's dtype: row i scores the
-            token that follows node i. Those of a captured pass stay until the next one.
+            [num_nodes, width of the model's head] (1 row if `last_only`), of the model's dtype:
+            row i scores the token that follows node i, and is -inf from ``vocab_size`` on, where
+            there are no tokens. Those of a captured pass stay until the next one.
         """
         if self._graphs is not None and not last_only:
             graph = self._graphs.fitting(tree, page_table)
@@ -201,6 +214,9 @@ class Target:
                 f"layers, it ran in {run.layers_run}"
             )
         logits: Tensor = output.logits[0]
+        if logits.shape[1] > self.vocab_size:
+            # In place: a slice would leave rows whose length suits the kernels less.
+            logits[:, self.vocab_size :] = -torch.inf
         return logits
 
     def prefill(self, request: int, token_ids: list[int], chunk: int = 256) -> None:

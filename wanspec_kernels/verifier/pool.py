@@ -1,6 +1,7 @@
 """Pool: the drafts of one request, from all sources, as one trie keyed by absolute path."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from wanspec_kernels.confidence import UNKNOWN, Calibration, code_of
@@ -9,6 +10,7 @@ from wanspec_kernels.tree import Expansion
 from wanspec_kernels.verifier.outcome import Kind, Outcome
 from wanspec_kernels.verifier.pool_node import HOME, PoolNode
 from wanspec_kernels.verifier.pool_trie import STALE, PoolTrie
+from wanspec_kernels.verifier.pool_vocabulary import within_vocabulary
 from wanspec_kernels.verifier.selection import Selection, select_expanded, select_likeliest
 
 __all__ = ["HOME", "MAX_EARLY_DRAFTS", "Kind", "Outcome", "Pool", "Selection"]
@@ -21,7 +23,8 @@ class Pool:
 
     A draft is a trie that hangs from some committed length. It is followed along what was committed
     since, and what hangs below the root is merged by path. Every source has its own bound
-    `max_source_nodes`, so that none can crowd out another; what lies past it is dropped, reported.
+    `max_source_nodes`, so that none can crowd out another; what lies past it is dropped, reported,
+    and so is what hangs from a token past the vocabulary.
     What a source's confidences are worth is learnt at every commit in `calibrations`, which the
     requests of one verifier share.
 
@@ -110,9 +113,16 @@ class Pool:
         reason = self._flaw(draft)
         if reason:
             return Outcome(Kind.INVALID, reason=reason)
-        if draft.base_length > len(self.token_ids):
-            return self._hold(source, draft)
-        return self._settle(source, draft)
+        draft, num_dropped = within_vocabulary(draft, self._vocab_size)
+        early = draft.base_length > len(self.token_ids)
+        outcome = self._hold(source, draft) if early else self._settle(source, draft)
+        if num_dropped:
+            outcome = replace(
+                outcome,
+                dropped_nodes=outcome.dropped_nodes + num_dropped,
+                reason=outcome.reason or f"expected tokens below {self._vocab_size}",
+            )
+        return outcome
 
     def commit(self, token_ids: Sequence[int]) -> list[tuple[int, Outcome]]:
         """Re-root below the new tokens; returns what became of early drafts now settled."""
@@ -231,11 +241,6 @@ class Pool:
 
     def _flaw(self, draft: Draft) -> str:
         """What is wrong with a draft that is a valid message; "" if nothing is."""
-        largest = max(draft.token_ids, default=-1)
-        if draft.expansions:
-            largest = max(largest, max(max(e.token_ids) for e in draft.expansions))
-        if largest >= self._vocab_size:
-            return f"expected tokens below {self._vocab_size}, got {largest}"
         if draft.expansions and not self._rejection:
             return "expected no expansions under match"
         for expansion in draft.expansions:

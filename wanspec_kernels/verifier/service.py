@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -151,7 +151,7 @@ class VerifierService:
         token_ids: Sequence[int],
         *,
         max_tokens: int,
-        stop_token_ids: Sequence[int] = (),
+        stop_token_ids: Collection[int] = (),
         rule: Literal["match", "rejection"] = "match",
         temperature: float = 0.0,
         top_k: int = 0,
