@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from wanspec_kernels.keys import AllowList, Secret
 from wanspec_kernels.protocol import MAX_TREE_NODES, Draft
 from wanspec_kernels.sampling import SamplingParams
-from wanspec_kernels.verifier.actions import Committed, DraftAtHome, Finished, StartPass, WaitUntil
+from wanspec_kernels.verifier.actions import Committed, DraftAtHome, Finished, StartPass
 from wanspec_kernels.verifier.endpoint import Endpoint, EndpointConfig, now_ms
 from wanspec_kernels.verifier.estimates import Estimates
 from wanspec_kernels.verifier.generation import Generation
@@ -252,7 +252,6 @@ class VerifierService:
     ) -> None:
         passing: asyncio.Future[tuple[list[int], list[int]]] | None = None
         drafting: asyncio.Future[list[Draft] | None] | None = None
-        until_ms: float | None = None
         actions = generation.start(now_ms())
         while True:
             for action in actions:
@@ -263,8 +262,6 @@ class VerifierService:
                         )
                     case DraftAtHome(token_ids, passes, known):
                         drafting = self._home_worker.submit(home.draft, token_ids, passes, known)
-                    case WaitUntil(at_ms):
-                        until_ms = at_ms
                     case Committed(token_ids, sources):
                         if self._endpoint is not None:
                             self._endpoint.update_sessions()
@@ -272,8 +269,9 @@ class VerifierService:
                             on_tokens(token_ids, sources)
                     case Finished():
                         return
-            await self._wait([job for job in (passing, drafting) if job is not None], until_ms)
-            until_ms, actions = None, []
+            jobs = [job for job in (passing, drafting) if job is not None]
+            await self._wait(jobs, generation.wake_at_ms)
+            actions = []
             if passing is not None and passing.done():
                 verdict, passing = passing.result(), None
                 actions += generation.pass_finished(*verdict, now_ms())
@@ -283,10 +281,10 @@ class VerifierService:
             if not actions:
                 actions = generation.tick(now_ms())
 
-    async def _wait(self, jobs: list["asyncio.Future[Any]"], until_ms: float | None) -> None:
+    async def _wait(self, jobs: list["asyncio.Future[Any]"], wake_at_ms: float | None) -> None:
         """Until a job has ended, a draft has come or the time is up."""
         if not any(job.done() for job in jobs):
-            timeout = None if until_ms is None else max(0.0, until_ms - now_ms()) / 1000
+            timeout = None if wake_at_ms is None else max(0.0, wake_at_ms - now_ms()) / 1000
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), timeout)
         self._wake.clear()
