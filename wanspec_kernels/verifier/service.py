@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -229,11 +229,7 @@ class VerifierService:
             if self._endpoint is not None:
                 self._endpoint.detach(generation.finish_reason or "cancelled")
             if started:
-                release = asyncio.create_task(self._release(request.number, home))
-                while not release.done():  # whoever cancels us meanwhile
-                    with suppress(asyncio.CancelledError):
-                        await asyncio.wait([release])
-                release.result()
+                await _to_its_end(self._release(request.number, home))
         assert generation.finish_reason is not None
         return GenerationResult(
             generation.output_ids,
@@ -284,9 +280,11 @@ class VerifierService:
     async def _wait(self, jobs: list["asyncio.Future[Any]"], wake_at_ms: float | None) -> None:
         """Until a job has ended, a draft has come or the time is up."""
         if not any(job.done() for job in jobs):
-            timeout = None if wake_at_ms is None else max(0.0, wake_at_ms - now_ms()) / 1000
+            timeout_s = None if wake_at_ms is None else max(0.0, wake_at_ms - now_ms()) / 1000
+            # Not asyncio.wait_for, which in Python 3.11 loses a cancellation that follows a wake.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), timeout)
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
         self._wake.clear()
 
     async def _release(self, request: int, home: "_HomeRequest") -> None:
@@ -294,6 +292,20 @@ class VerifierService:
         await self._target_worker.idle()
         self._home_worker.submit(home.close)  # in its turn
         await self._target_worker.submit(self._target.finish, request)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await all of it, whoever cancels us meanwhile; only then are we cancelled."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from task.exception()
+    task.result()
 
 
 class _Worker:
