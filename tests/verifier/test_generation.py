@@ -65,13 +65,13 @@ class Drafter:
 class World:
     """Virtual time: a heap of events, a generation, a target, drafters."""
 
-    def __init__(self, seed, *, policy=None, num_drafters=None, home_pauses=0.0):
+    def __init__(self, seed, *, policy=None, num_drafters=None, home_pauses=0.0, tokens=TOKENS):
         rng = self.rng = Random(seed)
         self.home = rng.random() < 0.6
         self.home_fails = True
         self.home_pauses = home_pauses
         self.generation = Generation(
-            Request(1, PROMPT, TOKENS),
+            Request(1, PROMPT, tokens),
             vocab_size=VOCAB_SIZE,
             policy=policy,
             limits=Limits(max_rows=rng.choice([1, 8, 64]), max_source_nodes=rng.choice([16, 1024])),
@@ -104,6 +104,8 @@ class World:
                 self.waits_ended += 1
                 self.now = wake_at_ms
                 self.tick()
+                wake_at_ms = self.generation.wake_at_ms
+                assert wake_at_ms is None or wake_at_ms > self.now, "a wait goes on past its end"
                 continue
             assert self.events, "stuck: nothing will ever happen again"
             self.now, _, call, args = heappop(self.events)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.verifier.fake_models import VOCAB_SIZE, continuation
-from tests.verifier.test_generation import PROMPT, TARGET_MS, TOKENS, World
+from tests.verifier.test_generation import PROMPT, TARGET_MS, World
 from wanspec_kernels.verifier.actions import StartPass
 from wanspec_kernels.verifier.generation import Generation
 from wanspec_kernels.verifier.home_work import MAX_PASSES
@@ -16,6 +16,7 @@ from wanspec_kernels.verifier.policy import MAX_WAIT_MS, DraftAtHome, Verify, Wa
 from wanspec_kernels.verifier.request import Request
 from wanspec_kernels.verifier.waits import Waits
 
+TOKENS = 15
 # A policy that asks home for all at once waits for all of it.
 LONGEST_HOME_MS = MAX_PASSES * 2 * TARGET_MS
 
@@ -50,7 +51,11 @@ class Restless(World):
 
     def __init__(self, seed, answers, kinds, wakes_ms, home_pauses):
         super().__init__(
-            seed, policy=Recited(answers), num_drafters=len(kinds), home_pauses=home_pauses
+            seed,
+            policy=Recited(answers),
+            num_drafters=len(kinds),
+            home_pauses=home_pauses,
+            tokens=TOKENS,
         )
         self.passing = False
         for wake_ms in wakes_ms:
@@ -73,14 +78,15 @@ class Restless(World):
             assert wake_at_ms is None
         elif not self.passing:
             assert wake_at_ms is not None
-            assert wake_at_ms - self.now <= max(MAX_WAIT_MS, LONGEST_HOME_MS) + 1e-6
+            idle_ms = wake_at_ms - self.last_pass_ms
+            assert idle_ms <= MAX_WAIT_MS + LONGEST_HOME_MS + 1e-6
 
     def pass_ends(self, tree):
         self.passing = False
         super().pass_ends(tree)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     answers=st.lists(ANSWERS, min_size=1, max_size=6),
@@ -146,6 +152,13 @@ def test_the_waits_of_a_round_share_one_bound():
     waits.committed()
     assert waits.begin(inf, 2000.0)
     assert waits.until_ms == 2000.0 + MAX_WAIT_MS
+
+
+def test_home_is_awaited_once_however_often_it_is_asked_for():
+    generation, _ = request(Recited([("home", 1)]), home=True)
+    (start,) = generation.tick(generation.wake_at_ms)
+    assert isinstance(start, StartPass)
+    assert generation.wake_at_ms is None
 
 
 def test_a_rounds_home_passes_are_bounded_and_none_are_asked_of_nobody():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Literal
 
-from wanspec_kernels.protocol import MAX_DEPTH, Draft, Open
+from wanspec_kernels.protocol import MAX_DEPTH, MAX_PROMPT_TOKENS, Draft, Open
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.verifier import policy as policies
 from wanspec_kernels.verifier.actions import Action, Committed, DraftAtHome, Finished, StartPass
@@ -126,12 +126,17 @@ class Generation:
         return self._phase is _Phase.DONE
 
     def open_message(self, max_nodes: int, *, home: bool = False) -> Open:
-        """OPEN with all that is committed. Home is trusted: it gets the seed under any `match`."""
+        """OPEN with all that is committed. Home is trusted: it gets the seed under any `match`.
+
+        A text too long for an OPEN is cut for home, which gets all of it with every DraftAtHome;
+        remotes are not to be asked then.
+        """
         r = self.request
+        text = self.pool.token_ids
         rejection = r.rule == "rejection"
         return Open(
             request=r.number,
-            token_ids=tuple(self.pool.token_ids),
+            token_ids=tuple(text[:MAX_PROMPT_TOKENS] if home else text),
             rule=r.rule,
             temperature=r.temperature,
             top_k=r.top_k,

@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, Literal, TypeVar
 
 from wanspec_kernels.keys import AllowList, Secret
-from wanspec_kernels.protocol import MAX_TREE_NODES, Draft
+from wanspec_kernels.protocol import MAX_PROMPT_TOKENS, MAX_TREE_NODES, Draft
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.verifier.actions import Committed, DraftAtHome, Finished, StartPass
 from wanspec_kernels.verifier.endpoint import Endpoint, EndpointConfig, now_ms
@@ -217,6 +217,7 @@ class VerifierService:
         try:
             if self._endpoint is not None:
                 self._endpoint.attach(generation)  # drafters read the prompt while the target does
+                self._note_length(generation, len(request.token_ids))
             started = True
             await asyncio.shield(
                 self._target_worker.submit(
@@ -261,6 +262,7 @@ class VerifierService:
                     case Committed(token_ids, sources):
                         if self._endpoint is not None:
                             self._endpoint.update_sessions()
+                            self._note_length(generation, len(token_ids))
                         if on_tokens is not None:
                             on_tokens(token_ids, sources)
                     case Finished():
@@ -276,6 +278,18 @@ class VerifierService:
                 actions += generation.home_finished(drafts, now_ms())
             if not actions:
                 actions = generation.tick(now_ms())
+
+    def _note_length(self, generation: Generation, grown: int) -> None:
+        """Say it when these last tokens have made the text too long for an OPEN."""
+        length = generation.pool.length
+        if length - grown <= MAX_PROMPT_TOKENS < length:
+            logger.warning(
+                "request %d: its text has %d tokens and OPEN holds %d at most: no remote drafter is"
+                " asked that does not follow it already",
+                generation.number,
+                length,
+                MAX_PROMPT_TOKENS,
+            )
 
     async def _wait(self, jobs: list["asyncio.Future[Any]"], wake_at_ms: float | None) -> None:
         """Until a job has ended, a draft has come or the time is up."""
@@ -345,6 +359,7 @@ class _HomeRequest:
         self._home = home
         self._generation = generation
         self._opened = False
+        self._num_failures = 0
 
     def draft(
         self, token_ids: tuple[int, ...], passes: int, known: Draft | None
@@ -358,8 +373,12 @@ class _HomeRequest:
                 self._home.open(self._generation.open_message(max_nodes, home=True))
                 self._opened = True
             return self._home.draft(self._generation.number, token_ids, passes, known)
-        except Exception:
-            logger.exception("home drafter: a draft failed")
+        except Exception as error:
+            self._num_failures += 1
+            if self._num_failures == 1:  # the statistics count the others
+                logger.exception("home drafter: a draft failed")
+            else:
+                logger.debug("home drafter: failure %d: %s", self._num_failures, error)
             self.close()
             return None
 
