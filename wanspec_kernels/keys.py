@@ -147,8 +147,7 @@ class Authenticator:
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])  # raises our own cancellation, and not the task's
         if self._socket is not None:
             self._socket.close()
         self._task = self._socket = None

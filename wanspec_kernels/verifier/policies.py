@@ -2,10 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-from wanspec_kernels.verifier.policy import Arrival, Decision, DraftAtHome, Verify, View, Wait
-
-MIN_WAIT_MS = 0.1  # shorter ones could follow each other without end, for want of digits
-MAX_WAIT_MS = 1000.0  # a round, whatever a clock that jumps says of pass times
+from wanspec_kernels.verifier.policy import (
+    MAX_WAIT_MS,
+    MIN_WAIT_MS,
+    Arrival,
+    Decision,
+    DraftAtHome,
+    Verify,
+    View,
+    Wait,
+)
 
 
 @dataclass(frozen=True, slots=True)
