@@ -113,7 +113,7 @@ class TreeDecoder:
         if status != 0:
             raise InvalidLogitsError(
                 f"request {request}: the target's logits after {length + num_accepted} tokens "
-                "hold NaN or infinity"
+                "hold NaN or infinity, or overflow when divided by the temperature"
             )
         tokens = rest[batch.max_depth :][: num_accepted + 1]
         state.token_ids += tokens
