@@ -43,7 +43,7 @@ class TreePass:
         self.layers_run += 1
         k_pages, v_pages = self.cache.k_pages[layer], self.cache.v_pages[layer]
         if keys.shape[1:] != k_pages.shape[2:] or values.shape != keys.shape:
-            raise ValueError(
+            raise UnsupportedModelError(
                 f"layer {layer}: expected {list(k_pages.shape[2:])} keys and values a node, "
                 f"got {list(keys.shape[1:])} and {list(values.shape[1:])}"
             )
