@@ -99,6 +99,17 @@ UNSUPPORTED = {
         make_config("Gemma4Text", **GEMMA4),
         "gemma4_text: a head_dim that differs by layer; expected the same in all layers",
     ),
+    "other heads than it says": (
+        transformers.GPTNeoXConfig(
+            vocab_size=VOCAB,
+            hidden_size=48,
+            intermediate_size=40,
+            num_attention_heads=3,
+            num_key_value_heads=1,  # which the model knows nothing of
+            num_hidden_layers=1,
+        ),
+        r"layer 0: expected \[1, 16\] keys and values a node, .* got \[3, 16\] and \[3, 16\]",
+    ),
     "heads too large": (
         make_config("Llama", head_dim=512),
         "llama: a head_dim of 512; expected 256 at most",

@@ -53,6 +53,7 @@ def check_against_own(target: "Target", implementation: str, window: int | None)
             own = _own_logits(target, texts, rounding)
             use_attention(target.model, implementation)
             found = _tree_logits(target, context, tokens)
+            own = own[..., : found.shape[1]]  # less than a padded vocabulary may be asked for
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         # What a model's code raises without something that its own `generate` would give it.
         raise UnsupportedModelError(
