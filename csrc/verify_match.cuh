@@ -44,8 +44,8 @@ __device__ bool in_nucleus(const RowSlice<Logit>& row, float top_p, const Sample
   return static_cast<double>(exact.b) < p * static_cast<double>(exact.a);
 }
 
-// The token of the best score; -1 if there is none, or if it has overflowed, and with it what tells
-// the row's tokens apart.
+// The token of the best score; -1 if there is none, or if it has overflowed: then it tells nothing
+// about the row's tokens.
 __device__ inline int32_t token_of_number(uint64_t best) {
   const bool valid = is_valid(static_cast<uint32_t>(best >> 32));
   return valid ? static_cast<int32_t>(winner_token(best)) : -1;
