@@ -74,7 +74,7 @@ def text_alone(folder: Path, way: str) -> list[int]:
 def generate(target: Target, home: DraftModel | None, **fields: Any) -> GenerationResult:
     rule: Literal["match", "rejection"] = fields.get("rule", "match")
     service = VerifierService(
-        TreeDecoder(target, rule),
+        TreeDecoder(target),
         vocabulary=target.vocabulary,
         vocab_size=target.vocab_size,
         home=HomeDrafter(home) if home else None,
@@ -174,7 +174,7 @@ class Held:
 @pytest.mark.parametrize("way", ["greedy", "uncoupled", "rejection"])
 def test_over_a_socket(way: str, plain: Path, folders: dict[int, Path], tmp_path: Path) -> None:
     target, draft = load(folders[7]), load_draft(folders[64])
-    held = Held(TreeDecoder(target, WAYS[way].get("rule", "match")))
+    held = Held(TreeDecoder(target))
     allowed = tmp_path / "allowed"
     allowed.mkdir()
     keys.generate(tmp_path, "verifier")

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import transformers
@@ -19,7 +18,6 @@ from wanspec_kernels.vocabulary import format_fingerprint
 
 logger = logging.getLogger(__name__)
 
-Rule = Literal["match", "rejection"]
 CAPACITIES = tuple(Capacity(1, rows, rows) for rows in (1, 8, 16, 32, 64))  # of a TreeDecoder
 
 
@@ -64,8 +62,8 @@ class Pair:
             )
         return cls(target, home)
 
-    def decoder(self, rule: Rule) -> TreeDecoder:
-        return TreeDecoder(self.target, rule)
+    def decoder(self) -> TreeDecoder:
+        return TreeDecoder(self.target)
 
     def service(
         self,

@@ -108,9 +108,7 @@ def generate(
 
     async def run() -> None:
         tokenizer = pair.target.tokenizer
-        service = pair.service(
-            pair.decoder(rule.value), bind=bind, secret=secret, allowed=allow_list
-        )
+        service = pair.service(pair.decoder(), bind=bind, secret=secret, allowed=allow_list)
         async with service:
             if bind is not None:
                 print(f"drafters may dial {service.address}", file=sys.stderr)

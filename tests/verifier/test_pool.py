@@ -184,6 +184,18 @@ def test_groups_stand_in_order_of_arrival():
     assert order == [(4, 5), (6, 4), (7, 4)]
 
 
+@pytest.mark.parametrize("replacement", [False, True])
+def test_a_tree_says_by_which_rule_it_is_verified(replacement):
+    guessed = make_pool().select(9, 9).tree
+    assert guessed.expansions is None
+    pool = make_pool(rule="rejection", num_draws=1, replacement=replacement)
+    assert pool.select(9, 9).tree.expansions == ()  # also while there is nothing to verify
+    pool.offer(1, drawn((4,), (0,)))
+    drawn_tree = pool.select(9, 9).tree
+    assert len(drawn_tree.expansions) == 1
+    assert drawn_tree.replacement is replacement
+
+
 @pytest.mark.parametrize("replaced", [(4, 5), (4, 4)])
 def test_rejection_budget_is_a_fixed_charge(replaced):
     pool = make_pool(sources=(1,), rule="rejection", num_draws=2, replacement=True)

@@ -192,7 +192,7 @@ class MergingMachine(RuleBasedStateMachine):
             full = 1 + sum(0 < len(p) <= max_depth for p in content)
             if not self.rejection:
                 assert len(paths) == min(full, max_rows)
-            for row in {e.parent for e in tree.expansions}:
+            for row in {e.parent for e in tree.expansions or ()}:
                 groups = content[paths[row]][1]
                 assert sum(e.parent == row for e in tree.expansions) == len(groups)
 

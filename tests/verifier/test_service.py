@@ -6,10 +6,12 @@ import threading
 import time
 import tracemalloc
 from contextlib import asynccontextmanager
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import zmq
 import zmq.asyncio
@@ -210,6 +212,26 @@ def test_a_failing_home_drafter_is_asked_again(keys, caplog):
     run(keys, scenario, home=home)
     assert len(home.opened) == 4
     assert "a draft failed" in caplog.text
+
+
+def test_numbers_of_any_kind_reach_the_drafters(keys):
+    """The wire takes Python's own alone, and a drafter that is not opened drafts nothing."""
+    home = FakeHome()
+
+    async def scenario(service, dial):
+        result = await service.generate(
+            PROMPT,
+            max_tokens=10,
+            temperature=Fraction(1, 2),
+            top_k=np.int64(7),
+            top_p=np.float32(0.5),
+            seed=np.uint8(3),
+        )
+        assert result.statistics.home_failures == 0
+
+    run(keys, scenario, home=home)
+    opened = home.opened[0]
+    assert (opened.temperature, opened.top_k, opened.top_p, opened.seed) == (0.5, 7, 0.5, 3)
 
 
 def test_a_home_drafter_that_hangs_holds_nothing_up(keys):

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from wanspec_kernels.assembly import Pair, Rule
+from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
 from wanspec_kernels.keys import AllowList, load_secret
 from wanspec_kernels.sampling import SamplingParams
@@ -37,7 +37,7 @@ class Settings:
     draft: str
     temperature: float
     seed: int
-    rule: Rule
+    rule: Literal["match", "rejection"]
     max_tokens: int
     round_trips_ms: tuple[float, ...]  # of the drafters' links
     target_pass_ms: float
@@ -90,7 +90,7 @@ async def _run(settings: Settings, observe: Callable[[Pair], Observer]) -> dict[
     # that; the demo compares texts.
     pair = Pair.load(settings.model, settings.draft, settings.device, torch.float32)
     observer = observe(pair)
-    target = PacedTarget(pair.decoder(settings.rule), settings.target_pass_ms)
+    target = PacedTarget(pair.decoder(), settings.target_pass_ms)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wanspec-demo-")))
         allowed = AllowList(make_keys(folder, len(settings.round_trips_ms)))

@@ -9,16 +9,22 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from wanspec_kernels.attention.checks import PAGE_SIZES, is_page_size
 from wanspec_kernels.kv_cache import PagedKVCache
 from wanspec_kernels.target.attention_hook import IMPLEMENTATION, TreePass, current_pass
 from wanspec_kernels.target.capacity import Capacity
+from wanspec_kernels.target.checks import check_batch, check_values
 from wanspec_kernels.target.compiled import compiled_layers
 from wanspec_kernels.target.graphs import PassGraphs
+from wanspec_kernels.target.implementation import given_back_on_failure
 from wanspec_kernels.target.requirements import (
     UnsupportedModelError,
+    head_dim,
     layer_windows,
+    require_common,
     require_supported,
 )
+from wanspec_kernels.target.self_check import check_against_own
 from wanspec_kernels.tree import DraftTree
 from wanspec_kernels.vocabulary import fingerprint, vocabulary_size
 
@@ -39,19 +45,27 @@ class Target:
         max_length: int | None = None,
         attention_backend: str = "auto",
     ) -> None:
-        """Take a model loaded with ``attn_implementation="wanspec_tree"``, as `load` does.
+        """Take over a model, whichever attention it was loaded with.
 
-        `num_pages` of `page_size` slots serve all requests together. `max_length` bounds one
-        request's tokens, its tree included; None is what pages and model allow.
-        `attention_backend` is that of `tree_attention`.
+        It runs tree attention from then on, in no other passes than those of `logits`. A small tree
+        is compared with the model's own attention first, which takes a few short passes.
+
+        `num_pages` of `page_size` slots, 16 or a larger power of two, serve all requests together.
+        `max_length` bounds one request's tokens, its tree included; None is what pages and model
+        allow. `attention_backend` is that of `tree_attention`.
 
         Raises:
-            UnsupportedModelError: the model's attention is not what tree attention computes.
+            UnsupportedModelError: the model's attention is not what tree attention computes. It is
+                left as it came.
+            ValueError: kernels do not read pages of `page_size` slots.
         """
+        if not is_page_size(page_size):
+            raise ValueError(f"page_size: expected {PAGE_SIZES}, got {page_size}")
         config = model.config.get_text_config()
+        require_common(config)
         limits = [num_pages * page_size, getattr(config, "max_position_embeddings", None)]
         self.max_length = min(n for n in (*limits, max_length) if n is not None)
-        require_supported(model, config, self.max_length)
+        require_supported(model, config, self.max_length, model.dtype)
         self.model = model.eval()
         self.tokenizer = tokenizer
         # Many models have more rows than tokens. What lies past `vocab_size` is never chosen.
@@ -62,16 +76,18 @@ class Target:
         self._windows = layer_windows(config)
         self._graphs: PassGraphs | None = None
         self._attention_backend = attention_backend
-        heads = config.num_attention_heads
         self.cache = PagedKVCache(
             self._num_layers,
             num_pages,
             page_size,
-            getattr(config, "num_key_value_heads", None) or heads,
-            getattr(config, "head_dim", None) or config.hidden_size // heads,
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            head_dim(config),
             model.dtype,
             model.device,
         )
+        outgrown = [w for w in self._windows if w is not None and w < self.max_length]
+        with given_back_on_failure(model):
+            check_against_own(self, IMPLEMENTATION, min(outgrown, default=None))
 
     @classmethod
     def load(
@@ -174,7 +190,22 @@ class Target:
             [num_nodes, width of the model's head] (1 row if `last_only`), of the model's dtype:
             row i scores the token that follows node i, and is -inf from ``vocab_size`` on, where
             there are no tokens. Those of a captured pass stay until the next one.
+
+        Raises:
+            ValueError: a tensor has another shape, dtype or device than said above; and on the
+                CPU, where values can be read at once, one lies outside of its range.
         """
+        check_batch(tree, context_lens, page_table, self.cache)
+        if self.device.type == "cpu":
+            check_values(
+                tree,
+                context_lens,
+                page_table,
+                self.cache,
+                vocab_size=self.vocab_size,
+                max_length=self.max_length,
+                windows=self._windows,
+            )
         if self._graphs is not None and not last_only:
             graph = self._graphs.fitting(tree, page_table)
             if graph is not None:

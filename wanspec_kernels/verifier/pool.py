@@ -150,7 +150,14 @@ class Pool:
         """
         if self._rejection:
             charge = self._num_draws * max(1, len(self._enrolled))
-            return select_expanded(self._trie.root, charge, acceptance, max_rows, max_depth)
+            return select_expanded(
+                self._trie.root,
+                charge,
+                acceptance,
+                max_rows,
+                max_depth,
+                replacement=self._replacement,
+            )
         return select_likeliest(self._trie.root, self._tables(), max_rows, max_depth)
 
     def as_draft(self, selection: Selection) -> Draft:

@@ -126,12 +126,19 @@ def select_likeliest(
 
 
 def select_expanded(
-    root: PoolNode, charge: int, acceptance: float, max_rows: int, max_depth: int
+    root: PoolNode,
+    charge: int,
+    acceptance: float,
+    max_rows: int,
+    max_depth: int,
+    *,
+    replacement: bool = False,
 ) -> Selection:
     """Expanded nodes in order of arrival, each with all its draws, as many as fit by the charge.
 
     `charge` is the rows that an expanded node is counted for, whatever its draws fell on, and
     `acceptance` that of a level: what the probabilities rest on, which decide nothing here.
+    `replacement` is how the draws were made.
     """
     nodes, parents, depths, probabilities = [root], [-1], [0], [1.0]
     expansions: list[Expansion] = []
@@ -165,7 +172,9 @@ def select_expanded(
                 open_rows.add(child)
             push(child)
     return Selection(
-        HostTree(tuple(node.token for node in nodes), tuple(parents), tuple(expansions)),
+        HostTree(
+            tuple(node.token for node in nodes), tuple(parents), tuple(expansions), replacement
+        ),
         tuple(tuple(node.sources) for node in nodes),
         tuple(depths),
         tuple(probabilities),

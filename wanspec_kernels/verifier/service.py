@@ -171,23 +171,24 @@ class VerifierService:
         """
         if self._closed:
             raise RuntimeError("generate: expected an open service, got a closed one")
+        sampling = SamplingParams.build(
+            1, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        )
         request = Request(
             number=next(self._request_numbers),
             token_ids=tuple(token_ids),
             max_tokens=max_tokens,
             stop_token_ids=frozenset(stop_token_ids),
             rule=rule,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
+            # Python's own numbers, which the wire takes; any other kind has been checked.
+            temperature=float(temperature),
+            top_k=int(top_k),
+            top_p=float(top_p),
+            min_p=float(min_p),
+            seed=int(seed),
             share_seed=share_seed,
             num_draws=num_draws,
             replacement=replacement,
-        )
-        sampling = SamplingParams.build(
-            1, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
         )
         caller = asyncio.current_task()
         assert caller is not None
