@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from random import Random
 from threading import Event, Thread
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +72,6 @@ def text_alone(folder: Path, way: str) -> list[int]:
 
 
 def generate(target: Target, home: DraftModel | None, **fields: Any) -> GenerationResult:
-    rule: Literal["match", "rejection"] = fields.get("rule", "match")
     service = VerifierService(
         TreeDecoder(target),
         vocabulary=target.vocabulary,

@@ -53,7 +53,8 @@ def check_against_own(target: "Target", implementation: str, window: int | None)
             own = _own_logits(target, texts, rounding)
             use_attention(target.model, implementation)
             found = _tree_logits(target, context, tokens)
-            own = own[..., : found.shape[1]]  # less than a padded vocabulary may be asked for
+            # Past the vocabulary there is nothing to compare: such tokens are never chosen.
+            own, found = own[..., : target.vocab_size], found[:, : target.vocab_size]
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         # What a model's code raises without something that its own `generate` would give it.
         raise UnsupportedModelError(
