@@ -143,7 +143,7 @@ async def storm(
     context = zmq.asyncio.Context()
     async with service("tcp://127.0.0.1:*") as attacked:
         options = ["--model", "bundled:draft", "--device", "cpu"]
-        honest = RemoteDrafter.start(1, folder, attacked.address, LINK, options)
+        honest = RemoteDrafter.start(1, folder, attacked.address, LINK, options, niceness=0)
         try:
             await until(welcomed(attacked, 1), [honest])
             socket = context.socket(zmq.DEALER)
