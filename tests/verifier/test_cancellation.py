@@ -6,8 +6,7 @@ import threading
 import pytest
 import zmq.asyncio
 
-from tests.verifier.fake_models import VOCAB_SIZE, FakeHome, FakeTarget
-from tests.verifier.test_service import (
+from tests.verifier.dialler import (
     PROMPT,
     VOCABULARY,
     WAIT_S,
@@ -15,7 +14,7 @@ from tests.verifier.test_service import (
     run,
     until,
 )
-from tests.verifier.test_service import keys as keys  # a fixture
+from tests.verifier.fake_models import VOCAB_SIZE, FakeHome, FakeTarget
 from wanspec_kernels.keys import Authenticator
 from wanspec_kernels.protocol import Close, Open
 from wanspec_kernels.verifier.policy import Verify, Wait

@@ -9,9 +9,8 @@ from drafter.growth import GrowthShape
 from drafter.home import HomeDrafter
 from tests.drafter.test_growth import open_request, paths_of
 from tests.drafter.test_session import VOCAB, FakeModel
+from tests.verifier.dialler import PROMPT, SteppedTarget, run, until
 from tests.verifier.fake_models import FakeHome, continuation
-from tests.verifier.test_service import PROMPT, SteppedTarget, run, until
-from tests.verifier.test_service import keys as keys  # a fixture
 from wanspec_kernels.protocol import MAX_PROMPT_TOKENS, Close, Commit, Error, ErrorCode, Open
 from wanspec_kernels.verifier.policies import AlwaysLocal
 from wanspec_kernels.verifier.service import ServiceConfig

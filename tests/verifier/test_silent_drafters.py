@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from drafter.session import Session as DrafterSession
 from tests.drafter.test_session import FakeModel
+from tests.verifier.dialler import PROMPT, VOCABULARY, SteppedTarget, run, until
 from tests.verifier.fake_models import VOCAB_SIZE, FakeHome, FakeTarget, continuation
-from tests.verifier.test_service import PROMPT, VOCABULARY, SteppedTarget, run, until
-from tests.verifier.test_service import keys as keys  # a fixture
 from tests.verifier.test_waits import ANSWERS, Recited
 from wanspec_kernels.protocol import Close, Commit, Error, Open
 from wanspec_kernels.verifier import waits

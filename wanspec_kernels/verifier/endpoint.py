@@ -15,6 +15,7 @@ import zmq.asyncio
 from wanspec_kernels.keys import AllowList, Authenticator, Secret, secure_server
 from wanspec_kernels.protocol import (
     MAX_MESSAGE_BYTES,
+    MAX_PLAIN_BYTES,
     Draft,
     Error,
     ErrorCode,
@@ -26,43 +27,24 @@ from wanspec_kernels.protocol import (
     decode,
     encode,
 )
+from wanspec_kernels.verifier.admission import Admission, AdmissionConfig, Refusal
 from wanspec_kernels.verifier.generation import Generation
 from wanspec_kernels.verifier.pool import Kind
+from wanspec_kernels.verifier.receiving import receive
 from wanspec_kernels.verifier.session import Session, SessionConfig, State
 
 logger = logging.getLogger(__name__)
 
-MESSAGES_A_TURN = 16  # received before the loop's other tasks get theirs
-OVER_RATE_PAUSE_S = 0.002  # after a turn with messages past their rate; TCP holds the rest back
 LINGER_MS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
     session: SessionConfig = field(default_factory=SessionConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     max_sessions: int = 64
-    quarantine_ms: float = 60_000.0
     send_queue: int = 256  # messages, for each drafter; more are dropped and counted
     receive_queue: int = 64  # messages, from each drafter; then TCP holds it back
-    # From each key, whatever its sessions; past it they are dropped unread. Twice as many in a
-    # burst. A drafter sends a DRAFT a pass of its model, or several: of one request that it expands
-    # 128 nodes of a pass, up to 900 a second.
-    max_messages_per_s: float = 1000.0
-
-
-class _Allowance:
-    """Messages that a key may still send: `rate` more each second, twice that at most."""
-
-    def __init__(self, rate: float, now: float) -> None:
-        self._rate, self._left, self._now = rate, 2 * rate, now
-
-    def take(self, now: float) -> bool:
-        earned = (now - self._now) * self._rate / 1000.0
-        self._left, self._now = min(self._left + earned, 2 * self._rate), now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 class Endpoint:
@@ -93,7 +75,7 @@ class Endpoint:
         self._on_offer, self._on_leave = on_offer, on_leave
         self._generation: Generation | None = None
         self._sessions: dict[bytes, Session] = {}  # by routing id; one a key
-        self._allowances: dict[str, _Allowance] = {}  # by key: as many as were ever enrolled
+        self._admission = Admission(config.admission, now_ms())
         self._source_numbers = count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._context: zmq.asyncio.Context | None = None
@@ -102,7 +84,7 @@ class Endpoint:
 
     @property
     def sessions(self) -> list[Session]:
-        """Connections that said a valid HELLO, quarantined ones included."""
+        """Connections that said a valid HELLO."""
         return list(self._sessions.values())
 
     @property
@@ -159,6 +141,9 @@ class Endpoint:
 
     def attach(self, generation: Generation) -> None:
         self._generation = generation
+        # Only draws make a message large; under `match` none has a use.
+        draws = generation.request.rule == "rejection"
+        self._admission.max_bytes = MAX_MESSAGE_BYTES if draws else MAX_PLAIN_BYTES
         self.source_names = {}
         self.update_sessions()
 
@@ -170,20 +155,17 @@ class Endpoint:
             for message in session.close_request(self._generation.number, reason):
                 self._send(routing_id, message)
         self._generation = None
+        self._admission.max_bytes = MAX_PLAIN_BYTES
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
-        over_rate = 0
-        for number in count(1):
-            frames = await socket.recv_multipart(copy=False)
-            try:
-                self._on_frames(frames)
-            except Exception:
-                # Ours is the fault, but it must not end the service.
-                self.counters["internal_errors"] += 1
-                logger.exception("a message could not be handled")
-            if number % MESSAGES_A_TURN == 0:
-                before, over_rate = over_rate, self.counters["over_rate"]
-                await asyncio.sleep(OVER_RATE_PAUSE_S if over_rate > before else 0)
+        await receive(
+            socket,
+            self._admission,
+            self.counters,
+            clock=now_ms,
+            on_message=self._on_message,
+            on_refused=self._on_refused,
+        )
 
     async def _beat(self) -> None:
         while True:
@@ -194,33 +176,32 @@ class Endpoint:
                     self._send(routing_id, message)
                 if session.state is State.ENDED:
                     self._drop(routing_id, "dead")
-                elif session.state is State.QUARANTINED and not self._in_quarantine(session):
-                    self._drop(routing_id, "served_quarantine")
             self.update_sessions()
 
-    def _on_frames(self, frames: list[zmq.Frame]) -> None:
+    def _on_refused(self, key: str, frames: list[zmq.Frame], refusal: Refusal) -> None:
+        if refusal is Refusal.QUARANTINED:
+            reason = self._admission.answer(key, now_ms())
+            if reason is not None:
+                self._send(frames[0].bytes, Error.of(ErrorCode.MALFORMED, reason))
+
+    def _on_message(self, key: str, frames: list[zmq.Frame]) -> None:
         now = now_ms()
-        payload = frames[-1]
-        key = str(payload.get("User-Id"))
         routing_id = frames[0].bytes
         session = self._sessions.get(routing_id)
         if session is not None and session.key != key:
             # A routing id is free again once its owner has gone, for any enrolled key.
             self._drop(routing_id, "routing_id_reused")
             session = None
-        self.counters["received"] += 1
-        self.counters["bytes_received"] += sum(len(frame) for frame in frames[1:])
-        if key not in self._allowances:
-            self._allowances[key] = _Allowance(self.config.max_messages_per_s, now)
-        if not self._allowances[key].take(now):
-            self.counters["over_rate"] += 1
-            return
         try:
             if len(frames) != 2:
                 raise ProtocolError(f"message: expected 1 frame, got {len(frames) - 1}")
-            message = decode(payload.bytes)
+            message = decode(frames[1].bytes)
+        except UnsupportedVersion as error:
+            self._send(routing_id, Error.of(ErrorCode.VERSION, error))
+            self.counters["other_version"] += 1
+            return
         except ProtocolError as error:
-            self._on_malformed(routing_id, session, error)
+            self._on_malformed(routing_id, key, str(error), now)
             return
         if isinstance(message, Hello):
             self._on_hello(routing_id, key, message, now)
@@ -233,33 +214,19 @@ class Endpoint:
             reaction = session.on_message(message, now)
             for reply in reaction.send:
                 self._send(routing_id, reply)
-            if session.state is State.QUARANTINED:
-                self._retire(session)
+            if reaction.malformed:
+                self._on_malformed(routing_id, key, reaction.malformed, now)
             elif reaction.draft is not None:
-                self._on_draft(routing_id, session, reaction.draft, now)
+                self._on_draft(session, reaction.draft, now)
 
-    def _on_malformed(
-        self, routing_id: bytes, session: Session | None, error: ProtocolError
-    ) -> None:
+    def _on_malformed(self, routing_id: bytes, key: str, reason: str, now: float) -> None:
         self.counters["malformed"] += 1
-        if isinstance(error, UnsupportedVersion):
-            self._send(routing_id, Error.of(ErrorCode.VERSION, error))
-        elif session is None:
-            self._send(routing_id, Error.of(ErrorCode.MALFORMED, error))
-        else:
-            for reply in session.malformed(str(error)):
-                self._send(routing_id, reply)
-            if session.state is State.QUARANTINED:
-                self._retire(session)
+        self._send(routing_id, Error.of(ErrorCode.MALFORMED, reason))
+        if self._admission.malformed(key, now):
+            self._quarantine(key, f"too many malformed messages, the last: {reason}")
 
     def _on_hello(self, routing_id: bytes, key: str, hello: Hello, now: float) -> None:
         same_key = [(r, s) for r, s in self._sessions.items() if s.key == key]
-        for _, session in same_key:
-            if self._in_quarantine(session):
-                self.counters["hello_in_quarantine"] += 1
-                reason = f"quarantined: {session.end_reason}"
-                self._send(routing_id, Error.of(ErrorCode.MALFORMED, reason))
-                return
         if not same_key and len(self._sessions) >= self.config.max_sessions:
             self.counters["sessions_refused"] += 1
             reason = f"expected at most {self.config.max_sessions} drafters"
@@ -289,14 +256,14 @@ class Endpoint:
             self._send(routing_id, message)
         self.update_sessions()
 
-    def _on_draft(self, routing_id: bytes, session: Session, draft: Draft, now: float) -> None:
+    def _on_draft(self, session: Session, draft: Draft, now: float) -> None:
         generation = self._generation
         if generation is None:
             self.counters["drafts_without_request"] += 1
             return
         outcome = generation.offer(session.source, draft, now)
         if outcome.kind is Kind.INVALID:
-            self._quarantine(routing_id, session, outcome.reason)
+            self._quarantine(session.key, outcome.reason)
         elif generation.waiting:
             self._on_offer()
 
@@ -306,9 +273,9 @@ class Endpoint:
         if generation is None or generation.done:
             return
         now = now_ms()
-        for routing_id, session in list(self._sessions.items()):
+        for session in self.sessions:
             if session.source in generation.offenders:
-                self._quarantine(routing_id, session, generation.offenders.pop(session.source))
+                self._quarantine(session.key, generation.offenders.pop(session.source))
         for routing_id, session in list(self._sessions.items()):
             for message in session.update(generation, now):
                 if not self._send(routing_id, message):
@@ -319,14 +286,15 @@ class Endpoint:
                     generation.enrol(session.source, session.round_trip_ms)
                     self.source_names[session.source] = self._name(session)
 
-    def _quarantine(self, routing_id: bytes, session: Session, reason: str) -> None:
-        for message in session.quarantine(reason):
-            self._send(routing_id, message)
-        self._retire(session)
-
-    def _in_quarantine(self, session: Session) -> bool:
-        served_ms = now_ms() - session.ended_ms
-        return session.state is State.QUARANTINED and served_ms < self.config.quarantine_ms
+    def _quarantine(self, key: str, reason: str) -> None:
+        """Say why, end the key's session, and read nothing of the key for a while."""
+        logger.warning("drafter %s is quarantined: %s", self._name_of(key), reason)
+        self._admission.quarantine(key, reason, now_ms())
+        for routing_id, session in list(self._sessions.items()):
+            if session.key == key:
+                for message in session.quarantine(reason):
+                    self._send(routing_id, message)
+                self._drop(routing_id, "quarantined")
 
     def _retire(self, session: Session) -> None:
         self._on_leave(session.source)
@@ -362,7 +330,10 @@ class Endpoint:
         return False
 
     def _name(self, session: Session) -> str:
-        return self._allowed.name_of(session.key.encode()) or session.key
+        return self._name_of(session.key)
+
+    def _name_of(self, key: str) -> str:
+        return self._allowed.name_of(key.encode()) or key
 
 
 def now_ms() -> float:

@@ -106,7 +106,7 @@ class VerifierService:
 
     @property
     def sessions(self) -> list[Session]:
-        """Connections that said a valid HELLO, quarantined ones included."""
+        """Connections that said a valid HELLO."""
         return self._endpoint.sessions if self._endpoint else []
 
     @property
