@@ -38,6 +38,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_REQUEST = "unknown_request"
     UNEXPECTED = "unexpected"
     SUPERSEDED = "superseded"
+    NOT_ENROLLED = "not_enrolled"
     INTERNAL = "internal"
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import zmq
 import zmq.asyncio
 
-from wanspec_kernels.keys import AllowList, Authenticator, Secret, secure_server
+from wanspec_kernels.keys import SILENT_MS, AllowList, Door, Secret
 from wanspec_kernels.protocol import (
     MAX_MESSAGE_BYTES,
     Draft,
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 MESSAGES_A_TURN = 16  # received before the loop's other tasks get theirs
 OVER_RATE_PAUSE_S = 0.002  # after a turn with messages past their rate; TCP holds the rest back
 LINGER_MS = 200
+BEAT_S = 0.25  # the longest time between two looks at the sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Endpoint:
         self._source_numbers = count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._context: zmq.asyncio.Context | None = None
-        self._authenticator: Authenticator | None = None
+        self._door: Door | None = None
         self._socket: zmq.asyncio.Socket | None = None
 
     @property
@@ -109,7 +110,7 @@ class Endpoint:
     @property
     def num_refused(self) -> int:
         """Handshakes refused: the key is not enrolled, or there was none."""
-        return self._authenticator.num_refused if self._authenticator else 0
+        return self._door.num_refused if self._door else 0
 
     async def start(self) -> None:
         """Bind, and serve from tasks of the running loop.
@@ -119,28 +120,29 @@ class Endpoint:
         """
         try:
             self._start()
-        except zmq.ZMQError as error:
+        except OSError:
             await self.close()
-            raise OSError(f"cannot bind {self._bind}: {error.strerror}") from None
+            raise
 
     def _start(self) -> None:
+        session = self.config.session
         self._context = zmq.asyncio.Context()
-        self._authenticator = Authenticator(self._context, self._allowed)
-        self._authenticator.start()
-        socket = self._socket = self._context.socket(zmq.ROUTER)
-        secure_server(cast("zmq.Socket[bytes]", socket), self._secret)
+        self._door = Door(
+            self._context,
+            secret=self._secret,
+            allowed=self._allowed,
+            silent_ms=max(SILENT_MS, 2 * session.missed_heartbeats * session.heartbeat_ms),
+        )
+        socket = self._socket = self._door.socket
         socket.router_mandatory = True
         socket.linger = LINGER_MS
         socket.sndhwm = self.config.send_queue
         socket.rcvhwm = self.config.receive_queue
         # What is a little too large is read and answered; what is larger costs the connection.
         socket.maxmsgsize = 2 * MAX_MESSAGE_BYTES
-        socket.heartbeat_ivl = 10_000
-        socket.heartbeat_timeout = 30_000
-        socket.bind(self._bind)
-        self.address = socket.get_string(zmq.LAST_ENDPOINT)
+        self.address = self._door.open(self._bind)
         self._tasks = [
-            asyncio.create_task(self._receive(socket), name="receive"),
+            asyncio.create_task(self._receive(self._door), name="receive"),
             asyncio.create_task(self._beat(), name="heartbeat"),
         ]
 
@@ -150,13 +152,11 @@ class Endpoint:
             with suppress(asyncio.CancelledError):
                 await task
         self._tasks = []
-        if self._authenticator is not None:
-            await self._authenticator.close()
-        if self._socket is not None:
-            self._socket.close()
+        if self._door is not None:
+            await self._door.close()
         if self._context is not None:
             self._context.term()
-        self._socket = self._context = self._authenticator = None
+        self._socket = self._context = self._door = None
 
     def attach(self, generation: Generation) -> None:
         self._generation = generation
@@ -172,12 +172,15 @@ class Endpoint:
                 self._send(routing_id, message)
         self._generation = None
 
-    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+    async def _receive(self, door: Door) -> None:
         over_rate = 0
         for number in count(1):
-            frames = await socket.recv_multipart(copy=False)
+            frames = await door.socket.recv_multipart(copy=False)
             try:
-                self._on_frames(frames)
+                if door.admits(frames):
+                    self._on_frames(frames)
+                else:
+                    self.counters["not_admitted"] += 1
             except Exception:
                 # Ours is the fault, but it must not end the service.
                 self.counters["internal_errors"] += 1
@@ -188,8 +191,9 @@ class Endpoint:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self.config.session.heartbeat_ms / 4000)
+            await asyncio.sleep(min(self.config.session.heartbeat_ms / 4000, BEAT_S))
             now = now_ms()
+            self._end_unlisted()
             for routing_id, session in list(self._sessions.items()):
                 for message in session.tick(now):
                     self._send(routing_id, message)
@@ -198,6 +202,19 @@ class Endpoint:
                 elif session.state is State.QUARANTINED and not self._in_quarantine(session):
                     self._drop(routing_id, "served_quarantine")
             self.update_sessions()
+
+    def _end_unlisted(self) -> None:
+        """End the sessions of keys that were taken off the list."""
+        listed = self._allowed.read()
+        for routing_id, session in list(self._sessions.items()):
+            if session.key.encode() in listed:
+                continue
+            reason = "this drafter's key was taken off the verifier's allow-list"
+            if self._generation is not None:
+                for message in session.close_request(self._generation.number, reason):
+                    self._send(routing_id, message)
+            self._send(routing_id, Error.of(ErrorCode.NOT_ENROLLED, reason))
+            self._drop(routing_id, "unlisted")
 
     def _on_frames(self, frames: list[zmq.Frame]) -> None:
         now = now_ms()
