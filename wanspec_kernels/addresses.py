@@ -70,14 +70,14 @@ class Lookup:
 
 
 def why_unreachable(endpoint: str) -> str:
-    """What the system says to a connection that libzmq could not make; takes a second at most."""
+    """What the system says to a connection there, within a second; nothing if it can be made."""
     try:
         socket.create_connection(host_and_port(endpoint), timeout=REASON_S).close()
     except TimeoutError:
         return "nothing answers"
     except OSError as error:
         return error.strerror or str(error)
-    return "cannot connect"
+    return ""
 
 
 def _endpoint(host: str, port: int) -> str:

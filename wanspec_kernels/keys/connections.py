@@ -85,17 +85,20 @@ class Connections:
         if len(of_user) > MAX_OF_A_KEY:
             self.shut(min(of_user, key=lambda d: self._by_descriptor[d].heard_ms))
 
-    def tick(self, users: set[str], now: float) -> None:
-        """Close those whose time is over; `users` are on the list."""
-        for descriptor, connection in list(self._by_descriptor.items()):
+    def tick(self, users: set[str], now: float) -> set[str]:
+        """Close those whose time is over; `users` are on the list. Those newly off it."""
+        newly_off = set()
+        for connection in list(self._by_descriptor.values()):
             if connection.user is None or connection.user in users:
                 connection.unlisted_ms = None
             elif connection.unlisted_ms is None:
                 connection.unlisted_ms = now
+                newly_off.add(connection.user)
             silent = now - connection.heard_ms > self._silent_ms
             left_ms = UNLISTED_MS - (now - (connection.unlisted_ms or now))
             if silent or left_ms <= 0:
-                self.shut(descriptor)
+                self.shut(connection.descriptor)
+        return newly_off
 
     def shut(self, descriptor: int) -> None:
         connection = self._by_descriptor.pop(descriptor, None)

@@ -1,7 +1,9 @@
 """Door: the way into one ROUTER, for enrolled keys, and with bounds."""
 
 import asyncio
+import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
@@ -20,13 +22,16 @@ SILENT_MS = 10_000.0  # for which a connection is kept without a message
 LOOK_S = 0.25
 MONITOR = "inproc://wanspec.connections"
 
+logger = logging.getLogger(__name__)
+
 
 class Door:
     """A CURVE-secured ROUTER of enrolled keys, whose connections are named by us and bounded.
 
     What is received has to pass `admits` first. Nothing that a peer does before or after its
     handshake takes another's place, ends the process or holds a descriptor for long: see
-    `Authenticator` and `Connections`.
+    `Authenticator` and `Connections`. A key that was taken off the list is not heard any more once
+    `on_unlisted` has been called with it, and has half a second left to hear why.
     """
 
     def __init__(
@@ -36,10 +41,12 @@ class Door:
         secret: Secret,
         allowed: AllowList,
         silent_ms: float = SILENT_MS,
+        on_unlisted: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.allowed = allowed
         self._context = context
         self._secret = secret
+        self._on_unlisted = on_unlisted
         self._authenticator = Authenticator(context, allowed)
         self._connections = Connections(silent_ms=silent_ms)
         self._named: dict[bytes, Connection] = {}  # by routing id
@@ -120,11 +127,19 @@ class Door:
 
     async def _look_after(self) -> None:
         while True:
-            self._read_events()
-            users = {key.decode() for key in self.allowed.read()}
-            self._connections.tick(users, now_ms())
-            self._named = {r: c for r, c in self._named.items() if c in self._connections}
+            try:
+                self._look()
+            except Exception:
+                # Ours is the fault, but it must not leave the door without bounds.
+                logger.exception("connections could not be looked after")
             await asyncio.sleep(LOOK_S)
+
+    def _look(self) -> None:
+        self._read_events()
+        users = {key.decode() for key in self.allowed.read()}
+        for user in self._connections.tick(users, now_ms()):
+            self._on_unlisted(user)
+        self._named = {r: c for r, c in self._named.items() if c in self._connections}
 
     def _read_events(self) -> None:
         assert self._events is not None

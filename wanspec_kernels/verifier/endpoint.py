@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 MESSAGES_A_TURN = 16  # received before the loop's other tasks get theirs
 OVER_RATE_PAUSE_S = 0.002  # after a turn with messages past their rate; TCP holds the rest back
 LINGER_MS = 200
-BEAT_S = 0.25  # the longest time between two looks at the sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +131,7 @@ class Endpoint:
             secret=self._secret,
             allowed=self._allowed,
             silent_ms=max(SILENT_MS, 2 * session.missed_heartbeats * session.heartbeat_ms),
+            on_unlisted=self._on_unlisted,
         )
         socket = self._socket = self._door.socket
         socket.router_mandatory = True
@@ -191,9 +191,8 @@ class Endpoint:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(min(self.config.session.heartbeat_ms / 4000, BEAT_S))
+            await asyncio.sleep(self.config.session.heartbeat_ms / 4000)
             now = now_ms()
-            self._end_unlisted()
             for routing_id, session in list(self._sessions.items()):
                 for message in session.tick(now):
                     self._send(routing_id, message)
@@ -203,13 +202,11 @@ class Endpoint:
                     self._drop(routing_id, "served_quarantine")
             self.update_sessions()
 
-    def _end_unlisted(self) -> None:
-        """End the sessions of keys that were taken off the list."""
-        listed = self._allowed.read()
+    def _on_unlisted(self, key: str) -> None:
+        reason = "this drafter's key was taken off the verifier's allow-list"
         for routing_id, session in list(self._sessions.items()):
-            if session.key.encode() in listed:
+            if session.key != key:
                 continue
-            reason = "this drafter's key was taken off the verifier's allow-list"
             if self._generation is not None:
                 for message in session.close_request(self._generation.number, reason):
                     self._send(routing_id, message)
