@@ -144,7 +144,7 @@ class Link:
     def _serve_connection(self, endpoint: str) -> str | None:
         """One connection from HELLO to its end; why it ended, None if it could not be made."""
         socket = self._context.socket(zmq.DEALER)
-        # No routing id of ours: a stale one at the verifier could swallow a reconnect.
+        # No routing id of ours: the verifier names its connections.
         socket.linger = 0
         socket.sndhwm, socket.rcvhwm = SEND_QUEUE, RECEIVE_QUEUE
         socket.maxmsgsize = MAX_MESSAGE_BYTES

@@ -64,11 +64,16 @@ def test_a_name_stands_for_addresses_of_both_families(monkeypatch: pytest.Monkey
         (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 5911, 0, 0)),
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 5911)),
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 5911)),
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 5911, 0, 2)),
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with closing(Lookup("tcp://verifier.example:5911")) as lookup:
         assert done(lookup)
-        assert lookup.endpoints() == ["tcp://[2001:db8::1]:5911", "tcp://192.0.2.1:5911"]
+        assert lookup.endpoints() == [
+            "tcp://[2001:db8::1]:5911",
+            "tcp://192.0.2.1:5911",
+            "tcp://[fe80::1%2]:5911",
+        ]
 
 
 @pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:5911", "tcp://[::1]:5911"])

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from typing import Any
 from urllib.parse import urlsplit
 
 REASON_S = 1.0
@@ -65,7 +66,7 @@ class Lookup:
             except (OSError, UnicodeError) as error:
                 self._trouble = getattr(error, "strerror", None) or str(error)
                 return
-            hosts = dict.fromkeys(str(address[0]) for *_, address in found)
+            hosts = dict.fromkeys(_host(address) for *_, address in found)
             self._endpoints = [_endpoint(host, self._port) for host in hosts]
 
 
@@ -78,6 +79,11 @@ def why_unreachable(endpoint: str) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def _host(address: tuple[Any, ...]) -> str:
+    zone = address[3] if len(address) == 4 else 0  # of a link-local address: its interface
+    return f"{address[0]}%{zone}" if zone and "%" not in address[0] else str(address[0])
 
 
 def _endpoint(host: str, port: int) -> str:

@@ -166,18 +166,22 @@ def test_a_key_off_the_list_before_its_first_message_is_not_heard(place: Place) 
 
 
 AUTOMATIC_ID = """
-import zmq
-from wanspec_kernels.keys.sockets import seed_routing_ids
-seed_routing_ids()
-with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-    router.bind("inproc://here")
-    with context.socket(zmq.DEALER) as dealer:
+import sys, zmq, zmq.asyncio
+from wanspec_kernels.keys import AllowList, Door, load_secret
+folder = sys.argv[1]
+with zmq.asyncio.Context() as context:
+    door = Door(context, secret=load_secret(folder + "/server.secret"), allowed=AllowList(folder))
+    door.socket.bind("inproc://here")  # where there is no handshake
+    with zmq.Context.shadow(context).socket(zmq.DEALER) as dealer:
         dealer.connect("inproc://here")
         dealer.send(b"hello")
-        print(router.recv().hex())
+        print(zmq.Socket.shadow(door.socket).recv().hex())
+    door.socket.close()
 """
 
 
-def test_automatic_routing_ids_differ_from_process_to_process() -> None:
-    ids = {subprocess.check_output([sys.executable, "-c", AUTOMATIC_ID]) for _ in range(3)}
+def test_automatic_routing_ids_differ_from_process_to_process(tmp_path: Path) -> None:
+    new_key(tmp_path, "server")
+    command = [sys.executable, "-c", AUTOMATIC_ID, str(tmp_path)]
+    ids = {subprocess.check_output(command) for _ in range(3)}
     assert len(ids) == 3
