@@ -73,7 +73,6 @@ class Connections:
         finally:
             peer.detach()  # it is libzmq's
         self._by_descriptor[descriptor] = Connection(descriptor, address, _network(address), now)
-        self._crowd_out()
 
     def ended(self, descriptor: int) -> None:
         self._by_descriptor.pop(descriptor, None)
@@ -94,11 +93,27 @@ class Connections:
             elif connection.unlisted_ms is None:
                 connection.unlisted_ms = now
                 newly_off.add(connection.user)
+            unlisted_ms = connection.unlisted_ms
             silent = now - connection.heard_ms > self._silent_ms
-            left_ms = UNLISTED_MS - (now - (connection.unlisted_ms or now))
-            if silent or left_ms <= 0:
+            if silent or (unlisted_ms is not None and now - unlisted_ms >= UNLISTED_MS):
                 self.shut(connection.descriptor)
         return newly_off
+
+    def crowd_out(self) -> None:
+        """Close what waits past the bound.
+
+        To be called when every event so far was told. A descriptor whose connection had ended when
+        we looked at it may be of another socket of this process.
+        """
+        waiting = {d: c for d, c in self._by_descriptor.items() if c.user is None}
+        counts = Counter(c.network for c in waiting.values())
+        # Dictionaries keep the order of arrival.
+        while len(waiting) > self._max_waiting:
+            fullest = max(counts, key=lambda network: counts[network])
+            oldest = next(d for d, c in waiting.items() if c.network == fullest)
+            self.shut(oldest)
+            del waiting[oldest]
+            counts[fullest] -= 1
 
     def shut(self, descriptor: int) -> None:
         connection = self._by_descriptor.pop(descriptor, None)
@@ -117,15 +132,6 @@ class Connections:
             finally:
                 peer.detach()
         os.dup2(self._nowhere, self._spare)
-
-    def _crowd_out(self) -> None:
-        waiting = {d: c for d, c in self._by_descriptor.items() if c.user is None}
-        if len(waiting) <= self._max_waiting:
-            return
-        # Dictionaries keep the order of arrival.
-        counts = Counter(c.network for c in waiting.values())
-        fullest = max(counts, key=lambda network: counts[network])
-        self.shut(next(d for d, c in waiting.items() if c.network == fullest))
 
 
 def _affordable() -> int:

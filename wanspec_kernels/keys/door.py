@@ -147,12 +147,13 @@ class Door:
             try:
                 frames = self._events.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                break
             event = parse_monitor_message(frames)
             if event["event"] == zmq.EVENT_ACCEPTED:
                 self._connections.accepted(event["value"], now_ms())
             else:
                 self._connections.ended(event["value"])
+        self._connections.crowd_out()
 
 
 def now_ms() -> float:
