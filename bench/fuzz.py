@@ -31,6 +31,7 @@ from wanspec_kernels.protocol import (
     Draft,
     Error,
     ErrorCode,
+    Expansion,
     Hello,
     Message,
     Open,
@@ -97,7 +98,9 @@ class Fuzzer:
             self.request, base, check_of(self.text), tokens, tuple(range(-1, len(tokens) - 1))
         )
         early = replace(chain, base_length=base + self.rng.randrange(1, 5))
-        return (*every_message(), chain, chain, chain, early)
+        # What no honest drafter sends: draws that a request under `match` did not ask for.
+        drawn = replace(chain, expansions=(Expansion(-1, (0,), tokens[:1], (1,)),))
+        return (*every_message(), chain, chain, chain, early, drawn)
 
     def _hear(self, data: bytes) -> int | None:
         match decode(data):

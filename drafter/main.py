@@ -9,7 +9,6 @@ from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import torch
 import typer
@@ -18,6 +17,7 @@ from drafter.growth import GrowthShape
 from drafter.link import Link, Refused
 from drafter.model import DraftModel
 from drafter.session import Limits, Session
+from wanspec_kernels.addresses import host_and_port
 from wanspec_kernels.keys import KeyFileError, load_public, load_secret
 from wanspec_kernels.protocol import MAX_DRAFT_NODES, MAX_REQUESTS, MAX_TREE_NODES
 from wanspec_kernels.vocabulary import format_fingerprint
@@ -88,8 +88,10 @@ def main(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    if not _is_address(connect):
-        raise typer.BadParameter(f"expected tcp://HOST:PORT, got {connect}", param_hint="--connect")
+    try:
+        host_and_port(connect)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--connect") from None
     try:
         secret, server_public = load_secret(key), load_public(server_key)
     except KeyFileError as error:
@@ -112,14 +114,6 @@ def main(
     except Refused as refusal:
         print(f"refused by {connect}: {refusal}", file=sys.stderr)
         raise typer.Exit(REFUSED) from None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        url = urlsplit(text)
-        return url.scheme == "tcp" and url.hostname not in (None, "*") and bool(url.port)
-    except ValueError:  # a port that is no number, or past 65535
-        return False
 
 
 def _load(name: str, device: str, dtype: Dtype, threads: int) -> DraftModel:

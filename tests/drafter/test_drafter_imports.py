@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 ALLOWED = {
+    "addresses",
     "bundled",
     "confidence",
     "extension",  # by way of tree, which looks for it on a GPU only

@@ -62,7 +62,8 @@ class Dialler:
     async def hear(self, *kinds):
         """The next message of these kinds; pings are answered."""
         while True:
-            message = decode(await asyncio.wait_for(self.socket.recv(), WAIT_S))
+            async with asyncio.timeout(WAIT_S):  # `wait_for` may lose a cancellation
+                message = decode(await self.socket.recv())
             if isinstance(message, Ping):
                 await self.say(Pong(message.clock_us, 0))
             if isinstance(message, kinds):

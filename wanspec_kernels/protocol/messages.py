@@ -39,6 +39,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_REQUEST = "unknown_request"
     UNEXPECTED = "unexpected"
     SUPERSEDED = "superseded"
+    NOT_ENROLLED = "not_enrolled"
     INTERNAL = "internal"
 
 

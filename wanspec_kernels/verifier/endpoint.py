@@ -12,7 +12,7 @@ from typing import Any, cast
 import zmq
 import zmq.asyncio
 
-from wanspec_kernels.keys import AllowList, Authenticator, Secret, secure_server
+from wanspec_kernels.keys import SILENT_MS, AllowList, Door, Secret
 from wanspec_kernels.protocol import (
     MAX_MESSAGE_BYTES,
     MAX_PLAIN_BYTES,
@@ -79,7 +79,7 @@ class Endpoint:
         self._source_numbers = count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._context: zmq.asyncio.Context | None = None
-        self._authenticator: Authenticator | None = None
+        self._door: Door | None = None
         self._socket: zmq.asyncio.Socket | None = None
 
     @property
@@ -90,7 +90,7 @@ class Endpoint:
     @property
     def num_refused(self) -> int:
         """Handshakes refused: the key is not enrolled, or there was none."""
-        return self._authenticator.num_refused if self._authenticator else 0
+        return self._door.num_refused if self._door else 0
 
     async def start(self) -> None:
         """Bind, and serve from tasks of the running loop.
@@ -100,28 +100,30 @@ class Endpoint:
         """
         try:
             self._start()
-        except zmq.ZMQError as error:
+        except OSError:
             await self.close()
-            raise OSError(f"cannot bind {self._bind}: {error.strerror}") from None
+            raise
 
     def _start(self) -> None:
+        session = self.config.session
         self._context = zmq.asyncio.Context()
-        self._authenticator = Authenticator(self._context, self._allowed)
-        self._authenticator.start()
-        socket = self._socket = self._context.socket(zmq.ROUTER)
-        secure_server(cast("zmq.Socket[bytes]", socket), self._secret)
+        self._door = Door(
+            self._context,
+            secret=self._secret,
+            allowed=self._allowed,
+            silent_ms=max(SILENT_MS, 2 * session.missed_heartbeats * session.heartbeat_ms),
+            on_unlisted=self._on_unlisted,
+        )
+        socket = self._socket = self._door.socket
         socket.router_mandatory = True
         socket.linger = LINGER_MS
         socket.sndhwm = self.config.send_queue
         socket.rcvhwm = self.config.receive_queue
         # What is a little too large is read and answered; what is larger costs the connection.
         socket.maxmsgsize = 2 * MAX_MESSAGE_BYTES
-        socket.heartbeat_ivl = 10_000
-        socket.heartbeat_timeout = 30_000
-        socket.bind(self._bind)
-        self.address = socket.get_string(zmq.LAST_ENDPOINT)
+        self.address = self._door.open(self._bind)
         self._tasks = [
-            asyncio.create_task(self._receive(socket), name="receive"),
+            asyncio.create_task(self._receive(self._door), name="receive"),
             asyncio.create_task(self._beat(), name="heartbeat"),
         ]
 
@@ -131,13 +133,11 @@ class Endpoint:
         if self._tasks:
             await asyncio.wait(self._tasks)  # raises our own cancellation, and not theirs
         self._tasks = []
-        if self._authenticator is not None:
-            await self._authenticator.close()
-        if self._socket is not None:
-            self._socket.close()
+        if self._door is not None:
+            await self._door.close()
         if self._context is not None:
             self._context.term()
-        self._socket = self._context = self._authenticator = None
+        self._socket = self._context = self._door = None
 
     def attach(self, generation: Generation) -> None:
         self._generation = generation
@@ -157,12 +157,13 @@ class Endpoint:
         self._generation = None
         self._admission.max_bytes = MAX_PLAIN_BYTES
 
-    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+    async def _receive(self, door: Door) -> None:
         await receive(
-            socket,
+            door.socket,
             self._admission,
             self.counters,
             clock=now_ms,
+            admits=door.admits,
             on_message=self._on_message,
             on_refused=self._on_refused,
         )
@@ -177,6 +178,17 @@ class Endpoint:
                 if session.state is State.ENDED:
                     self._drop(routing_id, "dead")
             self.update_sessions()
+
+    def _on_unlisted(self, key: str) -> None:
+        reason = "this drafter's key was taken off the verifier's allow-list"
+        for routing_id, session in list(self._sessions.items()):
+            if session.key != key:
+                continue
+            if self._generation is not None:
+                for message in session.close_request(self._generation.number, reason):
+                    self._send(routing_id, message)
+            self._send(routing_id, Error.of(ErrorCode.NOT_ENROLLED, reason))
+            self._drop(routing_id, "unlisted")
 
     def _on_refused(self, key: str, frames: list[zmq.Frame], refusal: Refusal) -> None:
         if refusal is Refusal.QUARANTINED:

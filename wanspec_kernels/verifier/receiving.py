@@ -24,10 +24,14 @@ async def receive(
     counters: Counter[str],
     *,
     clock: Callable[[], float],
+    admits: Callable[[list[zmq.Frame]], bool],
     on_message: Callable[[str, list[zmq.Frame]], None],
     on_refused: Callable[[str, list[zmq.Frame], Refusal], None],
 ) -> None:
-    """For ever. What is behind in the queue stays there while we rest, and TCP holds it back."""
+    """For ever. What is behind in the queue stays there while we rest, and TCP holds it back.
+
+    What `admits` refuses is none of ours: it is counted, and neither read nor answered.
+    """
     # asyncio's own way to receive takes four times as long a message, where many wait.
     at_hand = cast("zmq.Socket[bytes]", zmq.Socket.shadow(cast(Any, socket)))
     while True:
@@ -41,9 +45,12 @@ async def receive(
             num_bytes = sum(len(frame) for frame in frames[1:])
             counters["received"] += 1
             counters["bytes_received"] += num_bytes
-            refusal = admission.judge(key, num_bytes, now)
+            is_read = False
             try:
-                if refusal is None:
+                if not admits(frames):
+                    counters["not_admitted"] += 1
+                elif (refusal := admission.judge(key, num_bytes, now)) is None:
+                    is_read = True
                     on_message(key, frames)
                 else:
                     counters[refusal.value] += 1
@@ -53,7 +60,7 @@ async def receive(
                 counters["internal_errors"] += 1
                 logger.exception("a message could not be handled")
             ended_ms = _thread_ms()
-            admission.spent(key, ended_ms - began_ms, num_bytes, now, read=refusal is None)
+            admission.spent(key, ended_ms - began_ms, num_bytes, now, read=is_read)
             if ended_ms >= ends_ms:
                 break
             began_ms = ended_ms
