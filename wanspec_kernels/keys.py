@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +61,12 @@ def generate(folder: Path | str, name: str) -> Path:
 
 
 def load_public(path: Path | str) -> bytes:
-    """The Z85 public key in a NAME.key file. Raises KeyFileError."""
-    return _load(Path(path))[0]
+    """The Z85 public key in a NAME.key file. Raises KeyFileError, also for a NAME.secret."""
+    public, secret = _load(Path(path))
+    if secret is not None:
+        # Whoever gives us a secret has taken the wrong file, and may hand it to others as well.
+        raise KeyFileError(f"{path}: expected a public NAME.key, got a file with a secret key")
+    return public
 
 
 def load_secret(path: Path | str) -> Secret:
@@ -130,9 +135,16 @@ class Authenticator:
     with ``copy=False``. Use as ``async with Authenticator(context, allowed): ...``.
     """
 
-    def __init__(self, context: zmq.asyncio.Context, allowed: AllowList) -> None:
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        allowed: AllowList,
+        on_refused: Callable[[str, str], None] = lambda address, key: None,
+    ) -> None:
+        """`on_refused` gets the address and the public key (or "") of each peer turned away."""
         self.allowed = allowed
         self.num_refused = 0
+        self._on_refused = on_refused
         self._context = context
         self._socket: zmq.asyncio.Socket | None = None
         self._task: asyncio.Task[None] | None = None
@@ -168,16 +180,19 @@ class Authenticator:
     def answer(self, request: list[bytes]) -> list[bytes]:
         """The reply to one ZAP request; whatever is not an enrolled CURVE key is refused."""
         request_id = request[1] if len(request) > 1 else b""
-        user = ""
+        user = shown = ""
+        address = request[3][:64].decode("ascii", "replace") if len(request) > 3 else ""
         with suppress(ValueError):
-            version, _, domain, _address, _routing_id, mechanism, key = request
+            version, _, domain, _, _, mechanism, key = request
             if (version, domain, mechanism) == (ZAP_VERSION, ZAP_DOMAIN, b"CURVE"):
                 public_key = z85.encode(key)
+                shown = public_key.decode("ascii")
                 if public_key in self.allowed:
-                    user = public_key.decode("ascii")
+                    user = shown
         if user:
             return [ZAP_VERSION, request_id, b"200", b"OK", user.encode("ascii"), b""]
         self.num_refused += 1
+        self._on_refused(address, shown)
         return [ZAP_VERSION, request_id, b"400", b"key not enrolled", b"", b""]
 
 

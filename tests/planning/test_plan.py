@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 from tests.planning.plans import PLAN, record, write
 from wanspec_kernels.cli import app
 from wanspec_kernels.planning.candidates import Candidate
+from wanspec_kernels.planning.effort import Effort
 from wanspec_kernels.planning.inputs import read
 from wanspec_kernels.planning.intervals import Interval
-from wanspec_kernels.planning.study import study
+from wanspec_kernels.planning.study import AHEAD, study
 from wanspec_kernels.planning.verdict import Use, judge
 
 ALONE = PLAN.replace("[home]\npass_ms = 3.0\n", "")
@@ -23,7 +24,7 @@ def near(tmp_path_factory):
     """Nobody at home, a drafter at 10 ms, and one whose link was hardly probed."""
     folder = tmp_path_factory.mktemp("near")
     records = (record(), record("poor", samples=10))
-    return study(read(write(folder, TWO, records)), tokens=60, seeds=3)
+    return study(read(write(folder, TWO, records)), Effort(tokens=60, seeds=3))
 
 
 def test_a_near_drafter_is_used_and_one_not_sampled_is_not(near):
@@ -38,10 +39,12 @@ def test_a_near_drafter_is_used_and_one_not_sampled_is_not(near):
 
 def test_a_far_drafter_gets_no_credit_for_what_home_does(tmp_path):
     """At 300 ms home does all the work, and does it well: that is no reason to use the drafter."""
-    far = study(read(write(tmp_path, records=(record(round_trip_ms=300.0),))), tokens=60, seeds=3)
+    far = study(
+        read(write(tmp_path, records=(record(round_trip_ms=300.0),))), Effort(tokens=60, seeds=3)
+    )
     verdict = judge(far)
     assert verdict.use in (Use.none, Use.unclear)
-    assert far.best_here == "co-located, expected gain"
+    assert far.best_here == AHEAD
     assert verdict.here[far.best_here].latency_ratio == Interval(1.0, 1.0, 1.0)
 
 
@@ -50,10 +53,10 @@ def test_several_requests_are_compared_with_speculation_that_keeps_them_in_step(
     text = text.replace("pass_ms = 3.0", "pass_ms = {1 = 3.0, 64 = 3.5}").replace(
         "{16 = 3.5}", "{32 = 3.5}"
     )
-    found = study(read(write(tmp_path, text)), tokens=50, seeds=3)
+    found = study(read(write(tmp_path, text)), Effort(tokens=50, seeds=3))
     (fixed,) = (runs for name, runs in found.here.items() if "passes a round" in name)
     # A round is the target's pass, of at most 64 rows, and the drafts before it.
-    passes = int(next(name for name in found.here if "passes a round" in name).split()[1])
+    passes = int(next(name for name in found.here if "passes a round" in name).split()[3])
     for run in fixed:
         assert run.latency_ms * run.tokens_per_pass < 34.0 + 3.5 * passes + 1.0
         assert run.hot_ms == pytest.approx(run.latency_ms / 2, rel=0.02)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import zmq
 import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
 
 from wanspec_kernels.keys import AllowList, Authenticator, Secret, secure_server
 from wanspec_kernels.protocol import (
@@ -29,6 +30,7 @@ from wanspec_kernels.protocol import (
 )
 from wanspec_kernels.verifier.generation import Generation
 from wanspec_kernels.verifier.pool import Kind
+from wanspec_kernels.verifier.refusals import Refusals
 from wanspec_kernels.verifier.session import Session, SessionConfig, State
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,13 @@ logger = logging.getLogger(__name__)
 MESSAGES_A_TURN = 16  # received before the loop's other tasks get theirs
 OVER_RATE_PAUSE_S = 0.002  # after a turn with messages past their rate; TCP holds the rest back
 LINGER_MS = 200
+# A handshake that ends before it says whose key it is: the peer has another server key than ours,
+# or speaks another protocol.
+NO_HANDSHAKE = (
+    "the encrypted handshake failed: the peer's --server-key is not this verifier's NAME.key, or "
+    "it is no drafter"
+)
+HANDSHAKE_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ class Endpoint:
     ) -> None:
         self.config = config
         self.counters: Counter[str] = Counter()
+        self.refusals = Refusals()
         self.address = ""
         self.source_names: dict[int, str] = {}  # of those asked to draft for the generation
         self._bind, self._secret, self._allowed = bind, secret, allowed
@@ -100,6 +110,7 @@ class Endpoint:
         self._context: zmq.asyncio.Context | None = None
         self._authenticator: Authenticator | None = None
         self._socket: zmq.asyncio.Socket | None = None
+        self._monitor: zmq.asyncio.Socket | None = None
 
     @property
     def sessions(self) -> list[Session]:
@@ -125,7 +136,7 @@ class Endpoint:
 
     def _start(self) -> None:
         self._context = zmq.asyncio.Context()
-        self._authenticator = Authenticator(self._context, self._allowed)
+        self._authenticator = Authenticator(self._context, self._allowed, self._on_refused)
         self._authenticator.start()
         socket = self._socket = self._context.socket(zmq.ROUTER)
         secure_server(cast("zmq.Socket[bytes]", socket), self._secret)
@@ -137,11 +148,13 @@ class Endpoint:
         socket.maxmsgsize = 2 * MAX_MESSAGE_BYTES
         socket.heartbeat_ivl = 10_000
         socket.heartbeat_timeout = 30_000
+        monitor = self._monitor = socket.get_monitor_socket(HANDSHAKE_FAILED)
         socket.bind(self._bind)
         self.address = socket.get_string(zmq.LAST_ENDPOINT)
         self._tasks = [
             asyncio.create_task(self._receive(socket), name="receive"),
             asyncio.create_task(self._beat(), name="heartbeat"),
+            asyncio.create_task(self._watch(monitor), name="handshakes"),
         ]
 
     async def close(self) -> None:
@@ -153,10 +166,13 @@ class Endpoint:
         if self._authenticator is not None:
             await self._authenticator.close()
         if self._socket is not None:
+            self._socket.disable_monitor()
             self._socket.close()
+        if self._monitor is not None:
+            self._monitor.close(linger=0)
         if self._context is not None:
             self._context.term()
-        self._socket = self._context = self._authenticator = None
+        self._socket = self._monitor = self._context = self._authenticator = None
 
     def attach(self, generation: Generation) -> None:
         self._generation = generation
@@ -185,6 +201,18 @@ class Endpoint:
             if number % MESSAGES_A_TURN == 0:
                 before, over_rate = over_rate, self.counters["over_rate"]
                 await asyncio.sleep(OVER_RATE_PAUSE_S if over_rate > before else 0)
+
+    async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
+        while True:
+            parse_monitor_message(await monitor.recv_multipart())
+            self.counters["handshakes_failed"] += 1
+            self.refusals.add("somebody", NO_HANDSHAKE)
+
+    def _on_refused(self, address: str, key: str) -> None:
+        self.refusals.add(
+            f"{address}, key {key or 'none'}",
+            f"this key is not enrolled: {self._allowed.folder} has no NAME.key file with it",
+        )
 
     async def _beat(self) -> None:
         while True:
@@ -221,7 +249,7 @@ class Endpoint:
                 raise ProtocolError(f"message: expected 1 frame, got {len(frames) - 1}")
             message = decode(payload.bytes)
         except ProtocolError as error:
-            self._on_malformed(routing_id, session, error)
+            self._on_malformed(routing_id, key, session, error)
             return
         if isinstance(message, Hello):
             self._on_hello(routing_id, key, message, now)
@@ -240,10 +268,11 @@ class Endpoint:
                 self._on_draft(routing_id, session, reaction.draft, now)
 
     def _on_malformed(
-        self, routing_id: bytes, session: Session | None, error: ProtocolError
+        self, routing_id: bytes, key: str, session: Session | None, error: ProtocolError
     ) -> None:
         self.counters["malformed"] += 1
         if isinstance(error, UnsupportedVersion):
+            self.refusals.add(self._name_of(key), f"version: {error}")
             self._send(routing_id, Error.of(ErrorCode.VERSION, error))
         elif session is None:
             self._send(routing_id, Error.of(ErrorCode.MALFORMED, error))
@@ -259,11 +288,13 @@ class Endpoint:
             if self._in_quarantine(session):
                 self.counters["hello_in_quarantine"] += 1
                 reason = f"quarantined: {session.end_reason}"
+                self.refusals.add(self._name(session), reason)
                 self._send(routing_id, Error.of(ErrorCode.MALFORMED, reason))
                 return
         if not same_key and len(self._sessions) >= self.config.max_sessions:
             self.counters["sessions_refused"] += 1
             reason = f"expected at most {self.config.max_sessions} drafters"
+            self.refusals.add(self._name_of(key), f"capacity: {reason}")
             self._send(routing_id, Error.of(ErrorCode.CAPACITY, reason))
             return
         session = Session(
@@ -275,6 +306,8 @@ class Endpoint:
             config=self.config.session,
         )
         for reply in session.on_message(hello, now).send:
+            if isinstance(reply, Error):
+                self.refusals.add(self._name(session), reply.message)
             self._send(routing_id, reply)
         if not session.ready:
             self.counters["hello_refused"] += 1
@@ -363,7 +396,32 @@ class Endpoint:
         return False
 
     def _name(self, session: Session) -> str:
-        return self._allowed.name_of(session.key.encode()) or session.key
+        return self._name_of(session.key)
+
+    def _name_of(self, key: str) -> str:
+        return self._allowed.name_of(key.encode()) or key
+
+
+def check_bind(address: str) -> None:
+    """Bind an address and let it go again: what is wrong with it shows before a model is loaded.
+
+    Somebody may take it in between; then `Endpoint.start` says so.
+
+    Raises:
+        OSError: the address is no good, or taken.
+    """
+    context = zmq.Context()
+    try:
+        with context.socket(zmq.ROUTER) as socket:
+            socket.linger = 0
+            socket.ipv6 = True
+            socket.bind(address)
+    except zmq.ZMQError as error:
+        raise OSError(
+            f"expected a free address such as tcp://*:5555, got {address}: {error.strerror}"
+        ) from None
+    finally:
+        context.term()
 
 
 def now_ms() -> float:
