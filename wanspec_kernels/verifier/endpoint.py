@@ -414,7 +414,7 @@ def check_bind(address: str) -> None:
     try:
         with context.socket(zmq.ROUTER) as socket:
             socket.linger = 0
-            socket.ipv6 = True
+            socket.ipv6 = address.startswith(("tcp://*:", "tcp://["))
             socket.bind(address)
     except zmq.ZMQError as error:
         raise OSError(
