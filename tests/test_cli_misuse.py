@@ -3,7 +3,10 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -12,6 +15,7 @@ from tests.planning.plans import PLAN, write
 from tests.tiny_models import make_tiny_model
 from wanspec_kernels.cli import app as wanspec
 from wanspec_kernels.keys import generate
+from wanspec_kernels.simulation.trace import Trace
 
 GENERATE = ["generate", "x"]
 DIAL_IN = ["--key", "{a}/verifier.secret", "--allowed", "{a}/allowed"]
@@ -262,3 +266,108 @@ def test_a_file_that_may_not_be_read(places, tmp_path):
 def test_standard_input_that_is_not_utf8(places):
     line = refused(["generate", "-"], places, input=b"def f():  # caf\xe9")
     assert line == "PROMPT: expected text in UTF-8 from standard input, got another byte at 15"
+
+
+def start(arguments, places, **environment) -> subprocess.Popen:
+    """A command in a process group of its own, as a shell would start it."""
+    arguments = [filled(argument, places) for argument in arguments]
+    module = "drafter.main" if arguments[0] == "drafter" else "wanspec_kernels.cli"
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments[arguments[0] == "drafter" :]],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )  # fmt: skip
+
+
+INTERRUPTED = [
+    (["generate", "x", "--bind", "tcp://127.0.0.1:*", *DIAL_IN, "--wait-for-drafters", "1"],
+     b"waiting for 1"),
+    pytest.param(["demo", "--json", "--max-tokens", "1500"], b"the target alone",
+                 marks=pytest.mark.alone),
+    (["trace", "{a}/none.npz", "--tokens", "1500", "--seeds", "1"], b"text 1 of"),
+    (["simulate", "--tokens", "100000"], b"the scenario"),
+    ([*PLAN_IT, "--workers", "1", "--tokens", "100000"], b"each drafter by itself"),
+    ([*PLAN_IT, "--workers", "2", "--tokens", "100000"], b"each drafter by itself"),
+    (SERVE, b"probes may dial"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "busy"), INTERRUPTED)
+def test_ctrl_c_ends_every_command_with_a_line(places, arguments, busy):
+    process = start(arguments, places)
+    assert process.stderr is not None
+    with process:
+        try:
+            said = b""
+            while busy not in said:
+                line = process.stderr.readline()
+                assert line, said
+                said += line
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all of the group
+            _, rest = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, rest
+    assert b"Traceback" not in rest
+    assert rest.splitlines()[-1].startswith(b"wanspec: interrupted")
+
+
+def test_a_trace_that_is_stopped_holds_the_texts_that_were_complete(places, tmp_path):
+    path = tmp_path / "pair.npz"
+    process = start(["trace", str(path), "--tokens", "16", "--seeds", "1000"], places)
+    assert process.stderr is not None
+    with process:
+        try:
+            while b"text 4 of" not in (line := process.stderr.readline()):
+                assert line
+            os.killpg(process.pid, signal.SIGINT)
+            _, rest = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, rest
+    recorded = Trace.load(path)
+    assert len(recorded.text_indptr) - 1 >= 3
+    assert set(np.diff(recorded.text_indptr)) == {16}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+ASCII = {"PYTHONIOENCODING": "ascii"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["generate", "x", "--model", "{a}/tiny", "--max-tokens", "40"], ASCII),
+        (["simulate", "--tokens", "30", "--no-baselines"], ASCII),
+        (["simulate", "--tokens", "30", "--no-baselines"], {"LC_ALL": "C"}),
+        (["trace", "--help"], ASCII),
+    ],
+)
+def test_a_terminal_without_all_characters_ends_nothing(places, arguments, environment):
+    """The tiny model says bytes at random, most of which are no characters at all."""
+    process = start(arguments, places, **environment)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    if environment is ASCII:
+        assert out.decode("ascii")
+    assert arguments[0] != "generate" or b"\\ufffd" in out
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(places):
+    """transformers asks five times, which takes half a minute and forty lines."""
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    process = start(["generate", "x", "--model", "nobody/no-model"], places, **offline)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2
+    (line,) = err.splitlines()
+    assert b"--model: expected a folder, a model of the hub or bundled:target, got" in line
+
+
+def test_a_broken_pipe_is_no_error_of_ours(places):
+    process = start(["simulate", "--help"], places)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert b"Traceback" not in process.stderr.read()
+    process.wait(60)
+    process.stderr.close()

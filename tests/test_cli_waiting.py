@@ -48,7 +48,7 @@ class Told:
 
 
 def run(keys, count, scenario, *, max_sessions=64):
-    """`scenario` is given a way to dial, what is told, and the waiting, which has to come to end."""
+    """`scenario` is given a way to dial and what is told; then the waiting has to end."""
 
     async def main():
         context = zmq.asyncio.Context()

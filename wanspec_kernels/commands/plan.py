@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from wanspec_kernels.command_line import describe, existing_file, fail, number, whole
+from wanspec_kernels.commands.progress import progress_bar
 
 if TYPE_CHECKING:
     from wanspec_kernels.planning.candidates import Candidate
@@ -97,7 +97,7 @@ def plan(
         fail(f"FILE: {describe(error)}")
     effort = Effort(60.0 * minutes, tokens, seeds, workers)
     try:
-        with _mapping(workers) as mapped, _bar(console) as progress:
+        with _mapping(workers) as mapped, progress_bar() as progress:
             found = study(inputs, effort, mapped=mapped, progress=progress)
     except UnsupportedError as refusal:
         _refuse(refusal.reasons, json_)
@@ -116,20 +116,6 @@ def _refuse(reasons: list[str], json_: bool) -> None:
     for reason in reasons:
         typer.echo(f"wanspec: {reason}", err=True)
     fail("the model does not support this plan: no figure is given", status=UNSUPPORTED)
-
-
-@contextmanager
-def _bar(console: Console) -> Iterator[Callable[[float, str], None]]:
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console if console.stderr else Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda share, what: bar.update(task, completed=share, description=what)
 
 
 @contextmanager

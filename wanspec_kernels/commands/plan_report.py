@@ -30,8 +30,9 @@ def show(console: Console, inputs: Inputs, study: Study, verdict: Verdict) -> No
     for candidate, label in labels.items():
         say(f"{label}: {_settings(inputs, candidate)}")
     say(
-        f"Each figure is the mean of {len(study.seeds)} runs of {study.tokens} tokens. Latency is "
-        f"the time a token takes; its ratio, with the 95 % interval, is to {study.best_here!r}, "
+        f"Each figure is the mean of {len(study.seeds)} runs of {study.tokens} tokens; a longer "
+        "--minutes makes more of them, which narrows the intervals. Latency is the time that a "
+        f"token takes; its ratio, with the 95 % interval, is to {study.best_here!r}, "
         "the fastest without remote drafters. The 95th percentile is of the same times. Home "
         "passes are the draft passes beside the target."
     )

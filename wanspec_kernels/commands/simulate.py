@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wanspec_kernels.command_line import choice, fail, naming, number, numbers, whole
+from wanspec_kernels.commands.progress import progress_bar
 
 MAX_ROUND_TRIP_MS = 10_000.0
 
@@ -152,19 +153,21 @@ def simulate(
     console = Console(stderr=json_, highlight=False)
     report: dict[str, Any] = {"seed": seed, "trace": scenario.trace.about, "policy": policy.value}
 
-    def run(name: str, what: str, call: Callable[[], Any]) -> Any:
-        with console.status(what):
-            found = call()
-        report[name] = asdict(found)
-        return found
+    with progress_bar() as progress:
 
-    ours = run("measures", "the scenario", lambda: measures.measure(scenario))
-    if baselines:
-        tree = run("best_tree", "the best tree", lambda: measures.best_tree(scenario)).measures
-        run("best_chain", "the best chain", lambda: measures.best_chain(scenario))
-        run("plain", "the target alone", lambda: measures.plain(scenario))
-        report["latency_ratio"] = ours.latency_ms / tree.latency_ms
-        report["local_passes_ratio"] = ours.local_passes / tree.local_passes
+        def run(name: str, share: float, what: str, call: Callable[[], Any]) -> Any:
+            progress(share, what)
+            found = call()
+            report[name] = asdict(found)
+            return found
+
+        ours = run("measures", 0.0, "the scenario", lambda: measures.measure(scenario))
+        if baselines:
+            tree = run("best_tree", 0.2, "the best tree", lambda: measures.best_tree(scenario))
+            run("best_chain", 0.9, "the best chain", lambda: measures.best_chain(scenario))
+            run("plain", 0.98, "the target alone", lambda: measures.plain(scenario))
+            report["latency_ratio"] = ours.latency_ms / tree.measures.latency_ms
+            report["local_passes_ratio"] = ours.local_passes / tree.measures.local_passes
     if json_:
         print(json.dumps(report))
     else:
@@ -196,7 +199,7 @@ def conclusion(report: dict[str, Any], round_trips_ms: Sequence[float]) -> str:
 def _compared(speed: float) -> str:
     if 0.98 <= speed <= 1.02:
         return "as fast as"
-    return f"{speed:.2f} times as fast as"
+    return f"{abs(speed - 1):.0%} {'faster' if speed > 1 else 'slower'} than"
 
 
 def _policy(name: PolicyName, passes: int, price: float | None) -> Any:

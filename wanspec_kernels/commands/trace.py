@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from wanspec_kernels.command_line import (
     INTERRUPTED,
@@ -24,6 +22,7 @@ from wanspec_kernels.commands.options import (
     Temperature,
     check_sampling,
 )
+from wanspec_kernels.commands.progress import progress_bar
 
 
 def trace(
@@ -85,19 +84,13 @@ def trace(
     for number, prompt in enumerate(token_ids, 1):
         if not 1 <= len(prompt) <= longest:
             fail(
-                f"--prompts: expected prompts of 1 to {longest} tokens, got one of {len(prompt)}: "
-                f"the {number}."
+                f"--prompts: expected prompts of 1 to {longest} tokens, which leaves the target "
+                f"room for --tokens {tokens}, got {len(prompt)} in prompt {number}"
             )
     recording = Recording(pair.home, temperature)
     wanted = len(texts) * seeds
     stopped = False
-    with Progress(
-        *Progress.get_default_columns()[:2],
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as bar:
-        task = bar.add_task("texts", total=wanted)
+    with progress_bar() as progress:
         try:
             record(
                 recording,
@@ -105,7 +98,9 @@ def trace(
                 token_ids,
                 tokens=tokens,
                 seeds=range(seeds),
-                progress=lambda share: bar.update(task, completed=share * wanted),
+                progress=lambda share: progress(
+                    share, f"text {min(recording.num_texts + 1, wanted)} of {wanted}"
+                ),
             )
         except KeyboardInterrupt:
             stopped = True
