@@ -15,7 +15,7 @@ from torch import Tensor
 
 from drafter.key_values import KeyValueStore
 from drafter.plan import Plan
-from wanspec_kernels.bundled import model_path
+from wanspec_kernels.models import resolve_device, resolve_model
 from wanspec_kernels.vocabulary import Tokenizer, fingerprint, vocabulary_size
 
 log = logging.getLogger(__name__)
@@ -104,20 +104,19 @@ class DraftModel:
         the CPU and bfloat16 on CUDA.
 
         Raises:
+            ValueError: this machine has no such device, or there is no such model.
             NotImplementedError: the model's attention is of a kind this cannot run.
         """
         # Here, not above: it takes seconds, and torch brings Triton along if it is installed.
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.modeling_utils import AttentionInterface
 
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device, path = resolve_device(device), resolve_model(name)
         if dtype is None:
             dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         if device.startswith("cuda"):
             # It builds a plan, 50 ms, for every new number of slots, and every pass has another.
             torch.backends.cuda.enable_cudnn_sdp(False)
-        path = model_path(name)
         AttentionInterface.register(ATTENTION, _attention)
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(

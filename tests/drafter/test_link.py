@@ -458,8 +458,8 @@ def test_another_vocabulary_exits_with_2(keys, verifier, folder):
         ("--connect=tcp://127.0.0.1:99999", 2, "expected tcp://HOST:PORT"),
         ("--connect=tcp://*:5555", 2, "expected tcp://HOST:PORT"),
         ("--key=/nowhere/drafter.secret", 2, "drafter.secret"),
-        ("--model=/nowhere/at-all", 1, "/nowhere/at-all"),
-        ("--model=bundled:nothing", 1, "bundled:nothing"),
+        ("--model=/nowhere/at-all", 2, "/nowhere/at-all"),
+        ("--model=bundled:nothing", 2, "bundled:nothing"),
     ],
 )
 def test_wrong_options(keys, folder, change, status, text):

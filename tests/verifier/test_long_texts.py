@@ -22,6 +22,7 @@ def text(length):
     return (PROMPT * (length // len(PROMPT) + 1))[:length]
 
 
+@pytest.mark.alone  # home is waited for as long as two of the fake target's passes
 @pytest.mark.parametrize("past", [-10, 0, 1, 300])
 def test_home_drafts_on(keys, caplog, past):
     """Of a text that long from the start, and of one that becomes so while it is decoded."""

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import os
+from collections.abc import Callable
 from contextlib import suppress
 
 import zmq
@@ -31,9 +32,16 @@ class Authenticator:
     Use as ``async with Authenticator(context, allowed): ...``.
     """
 
-    def __init__(self, context: zmq.asyncio.Context, allowed: AllowList) -> None:
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        allowed: AllowList,
+        on_refused: Callable[[str, str], None] = lambda address, key: None,
+    ) -> None:
+        """`on_refused` gets the address and the public key (or "") of each peer turned away."""
         self.allowed = allowed
         self.num_refused = 0
+        self._on_refused = on_refused
         self._context = context
         self._socket: zmq.asyncio.Socket | None = None
         self._task: asyncio.Task[None] | None = None
@@ -70,18 +78,20 @@ class Authenticator:
     def answer(self, request: list[bytes]) -> list[bytes]:
         """The reply to one ZAP request; whatever is not an enrolled CURVE key is refused."""
         request_id = request[1] if len(request) > 1 else b""
-        user = b""
+        user = shown = b""
+        address = request[3][:64].decode("ascii", "replace") if len(request) > 3 else ""
         with suppress(ValueError):
             # The routing id in it is our own socket's.
-            version, _, domain, _address, _routing_id, mechanism, key = request
+            version, _, domain, _, _routing_id, mechanism, key = request
             if (version, domain, mechanism) == (ZAP_VERSION, ZAP_DOMAIN, b"CURVE"):
-                public_key = z85.encode(key)
-                if public_key in self.allowed:
-                    user = public_key
+                shown = z85.encode(key)
+                if shown in self.allowed:
+                    user = shown
         if user:
             identity = _property(b"Identity", self._new_id(user))
             return [ZAP_VERSION, request_id, b"200", b"OK", user, identity]
         self.num_refused += 1
+        self._on_refused(address, shown.decode("ascii"))
         return [ZAP_VERSION, request_id, b"400", b"key not enrolled", b"", b""]
 
     def gave(self, routing_id: bytes, user: str) -> bool:

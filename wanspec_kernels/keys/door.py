@@ -20,6 +20,8 @@ from wanspec_kernels.keys.sockets import secure_server, seed_routing_ids
 SILENT_MS = 10_000.0  # for which a connection is kept without a message
 LOOK_S = 0.25
 MONITOR = "inproc://wanspec.connections"
+ACCEPTED, ENDED = zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED
+FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +43,18 @@ class Door:
         allowed: AllowList,
         silent_ms: float = SILENT_MS,
         on_unlisted: Callable[[str], None] = lambda _: None,
+        on_refused: Callable[[str, str], None] = lambda address, key: None,
+        on_failed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_refused` is told of peers turned away, by address and public key; `on_failed` of
+        handshakes that ended before they said whose key it was.
+        """
         self.allowed = allowed
         self._context = context
         self._secret = secret
         self._on_unlisted = on_unlisted
-        self._authenticator = Authenticator(context, allowed)
+        self._on_failed = on_failed
+        self._authenticator = Authenticator(context, allowed, on_refused)
         self._connections = Connections(silent_ms=silent_ms)
         self._named: dict[bytes, Connection] = {}  # by routing id
         self._events: zmq.Socket[bytes] | None = None
@@ -74,7 +82,7 @@ class Door:
         socket = cast("zmq.Socket[bytes]", self.socket)
         secure_server(socket, self._secret)
         socket.ipv6 = binds_ipv6(bind)
-        socket.monitor(MONITOR, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        socket.monitor(MONITOR, ACCEPTED | ENDED | FAILED)
         events: zmq.Socket[bytes] = zmq.Context.shadow(self._context).socket(zmq.PAIR)
         self._events = events
         events.rcvhwm = 0  # a full queue would hold up libzmq's thread
@@ -147,10 +155,12 @@ class Door:
             except zmq.Again:
                 break
             event = parse_monitor_message(frames)
-            if event["event"] == zmq.EVENT_ACCEPTED:
+            if event["event"] == ACCEPTED:
                 self._connections.accepted(event["value"], now_ms())
-            else:
+            elif event["event"] == ENDED:
                 self._connections.ended(event["value"])
+            else:
+                self._on_failed()
         self._connections.crowd_out()
 
 

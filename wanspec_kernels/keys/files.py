@@ -52,8 +52,12 @@ def generate(folder: Path | str, name: str) -> Path:
 
 
 def load_public(path: Path | str) -> bytes:
-    """The Z85 public key in a NAME.key file. Raises KeyFileError."""
-    return _load(Path(path))[0]
+    """The Z85 public key in a NAME.key file. Raises KeyFileError, also for a NAME.secret."""
+    public, secret = _load(Path(path))
+    if secret is not None:
+        # Whoever gives us a secret has taken the wrong file, and may hand it to others as well.
+        raise KeyFileError(f"{path}: expected a public NAME.key, got a file with a secret key")
+    return public
 
 
 def load_secret(path: Path | str) -> Secret:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import zmq
 import zmq.asyncio
 
+from wanspec_kernels.addresses import binds_ipv6
 from wanspec_kernels.keys import SILENT_MS, AllowList, Door, Secret
 from wanspec_kernels.protocol import (
     MAX_MESSAGE_BYTES,
@@ -31,11 +32,18 @@ from wanspec_kernels.verifier.admission import Admission, AdmissionConfig, Refus
 from wanspec_kernels.verifier.generation import Generation
 from wanspec_kernels.verifier.pool import Kind
 from wanspec_kernels.verifier.receiving import receive
+from wanspec_kernels.verifier.refusals import Refusals
 from wanspec_kernels.verifier.session import Session, SessionConfig, State
 
 logger = logging.getLogger(__name__)
 
 LINGER_MS = 200
+# A handshake that ends before it says whose key it is: the peer has another server key than ours,
+# or speaks another protocol.
+NO_HANDSHAKE = (
+    "the encrypted handshake failed: the peer's --server-key is not this verifier's NAME.key, or "
+    "it is no drafter"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,7 @@ class Endpoint:
     ) -> None:
         self.config = config
         self.counters: Counter[str] = Counter()
+        self.refusals = Refusals()
         self.address = ""
         self.source_names: dict[int, str] = {}  # of those asked to draft for the generation
         self._bind, self._secret, self._allowed = bind, secret, allowed
@@ -113,6 +122,8 @@ class Endpoint:
             allowed=self._allowed,
             silent_ms=max(SILENT_MS, 2 * session.missed_heartbeats * session.heartbeat_ms),
             on_unlisted=self._on_unlisted,
+            on_refused=self._on_stranger,
+            on_failed=self._on_failed,
         )
         socket = self._socket = self._door.socket
         socket.router_mandatory = True
@@ -168,6 +179,16 @@ class Endpoint:
             on_refused=self._on_refused,
         )
 
+    def _on_failed(self) -> None:
+        self.counters["handshakes_failed"] += 1
+        self.refusals.add("somebody", NO_HANDSHAKE)
+
+    def _on_stranger(self, address: str, key: str) -> None:
+        self.refusals.add(
+            f"{address}, key {key or 'none'}",
+            f"this key is not enrolled: {self._allowed.folder} has no NAME.key file with it",
+        )
+
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self.config.session.heartbeat_ms / 4000)
@@ -209,6 +230,7 @@ class Endpoint:
                 raise ProtocolError(f"message: expected 1 frame, got {len(frames) - 1}")
             message = decode(frames[1].bytes)
         except UnsupportedVersion as error:
+            self.refusals.add(self._name_of(key), f"version: {error}")
             self._send(routing_id, Error.of(ErrorCode.VERSION, error))
             self.counters["other_version"] += 1
             return
@@ -242,6 +264,7 @@ class Endpoint:
         if not same_key and len(self._sessions) >= self.config.max_sessions:
             self.counters["sessions_refused"] += 1
             reason = f"expected at most {self.config.max_sessions} drafters"
+            self.refusals.add(self._name_of(key), f"capacity: {reason}")
             self._send(routing_id, Error.of(ErrorCode.CAPACITY, reason))
             return
         session = Session(
@@ -253,6 +276,8 @@ class Endpoint:
             config=self.config.session,
         )
         for reply in session.on_message(hello, now).send:
+            if isinstance(reply, Error):
+                self.refusals.add(self._name(session), reply.message)
             self._send(routing_id, reply)
         if not session.ready:
             self.counters["hello_refused"] += 1
@@ -301,6 +326,7 @@ class Endpoint:
     def _quarantine(self, key: str, reason: str) -> None:
         """Say why, end the key's session, and read nothing of the key for a while."""
         logger.warning("drafter %s is quarantined: %s", self._name_of(key), reason)
+        self.refusals.add(self._name_of(key), f"quarantined: {reason}")
         self._admission.quarantine(key, reason, now_ms())
         for routing_id, session in list(self._sessions.items()):
             if session.key == key:
@@ -346,6 +372,28 @@ class Endpoint:
 
     def _name_of(self, key: str) -> str:
         return self._allowed.name_of(key.encode()) or key
+
+
+def check_bind(address: str) -> None:
+    """Bind an address and let it go again: what is wrong with it shows before a model is loaded.
+
+    Somebody may take it in between; then `Endpoint.start` says so.
+
+    Raises:
+        OSError: the address is no good, or taken.
+    """
+    context = zmq.Context()
+    try:
+        with context.socket(zmq.ROUTER) as socket:
+            socket.linger = 0
+            socket.ipv6 = binds_ipv6(address)
+            socket.bind(address)
+    except zmq.ZMQError as error:
+        raise OSError(
+            f"expected a free address such as tcp://*:5555, got {address}: {error.strerror}"
+        ) from None
+    finally:
+        context.term()
 
 
 def now_ms() -> float:

@@ -20,6 +20,7 @@ from wanspec_kernels.verifier.generation import Generation
 from wanspec_kernels.verifier.interfaces import HomeDrafter, TargetModel
 from wanspec_kernels.verifier.policies import ExpectedGain
 from wanspec_kernels.verifier.policy import Policy
+from wanspec_kernels.verifier.refusals import Refusal
 from wanspec_kernels.verifier.request import Limits, Request
 from wanspec_kernels.verifier.row_budget import RowBudget
 from wanspec_kernels.verifier.session import Session
@@ -108,6 +109,11 @@ class VerifierService:
     def sessions(self) -> list[Session]:
         """Connections that said a valid HELLO."""
         return self._endpoint.sessions if self._endpoint else []
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """Who was not let in of late, and why."""
+        return self._endpoint.refusals.latest() if self._endpoint else []
 
     @property
     def source_names(self) -> dict[int, str]:
