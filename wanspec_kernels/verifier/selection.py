@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import log2
 
-from wanspec_kernels.confidence import CLAIMED, UNKNOWN
 from wanspec_kernels.tree import Expansion, HostTree
 from wanspec_kernels.verifier.pool_node import PoolNode
+from wanspec_kernels.verifier.worth import Believed
 
-UNKNOWN_PROBABILITY = 0.5  # of a child of which its source says nothing, before siblings share it
+LEAST_PROBABILITY = 0.001  # of a row that is verified at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,9 @@ class Selection:
     sources: tuple[tuple[int, ...], ...]  # of each row, first to bring it first; none at the root
     depths: tuple[int, ...]  # of each row
     probabilities: tuple[float, ...]  # of each row to be on the target's path; the root's is 1
-    open_rows: tuple[int, ...]  # rows below which nothing is known, though it could be verified
+    # What is to be found out below each row, as a share of what is where nothing is known: 1 there,
+    # less where sources of little credit drafted, 0 where home did or nothing could be verified.
+    openness: tuple[float, ...]
 
     @property
     def depth(self) -> int:
@@ -34,11 +36,12 @@ class Selection:
     @property
     def open_mass(self) -> float:
         """Probability that the path leaves the tree where nothing is known further down."""
-        return sum(self.probabilities[row] for row in self.open_rows)
+        return sum([p * share for p, share in zip(self.probabilities, self.openness, strict=True)])
 
     def open_mass_of(self, source: int) -> float:
         """The part of it at rows that this source brought, and may be growing."""
-        return sum(self.probabilities[row] for row in self.open_rows if source in self.sources[row])
+        rows = zip(self.probabilities, self.openness, self.sources, strict=True)
+        return sum([p * share for p, share, sources in rows if source in sources])
 
     @property
     def entropy_bits(self) -> float:
@@ -83,45 +86,42 @@ class Selection:
 
 
 def select_likeliest(
-    root: PoolNode, tables: Mapping[int, Sequence[float]], max_rows: int, max_depth: int
+    root: PoolNode, sources: Mapping[int, Believed], max_rows: int, max_depth: int
 ) -> Selection:
     """Rows by the probability of being on the path: each is the one that promises most.
 
-    `tables` has, by source, what its codes are worth. The children of one source share a
-    probability of 1 at most, so that one which claims much for many is believed little for each.
+    The children of one source share a probability of 1 at most, so that one which claims much for
+    many is believed little for each.
     """
     nodes, parents, depths, probabilities = [root], [-1], [0], [1.0]
-    open_rows: list[int] = []
+    openness: list[float] = []
     heap: list[tuple[float, int, int, PoolNode]] = []  # -probability, order, parent's row
 
-    def push_children(row: int) -> None:
-        above = probabilities[row]
-        for child, share in _shares(nodes[row], tables):
-            heappush(heap, (-above * share, child.order, row, child))
+    def open_up(row: int) -> None:
+        node, above = nodes[row], probabilities[row]
+        if depths[row] >= max_depth:
+            openness.append(0.0)
+            return
+        openness.append(1.0 - credit_below(node, sources))
+        for child, share in _shares(node, sources):
+            if above * share >= LEAST_PROBABILITY:
+                heappush(heap, (-above * share, child.order, row, child))
 
-    if max_depth > 0:
-        if root.children:
-            push_children(0)
-        else:
-            open_rows.append(0)
+    open_up(0)
     while heap and len(nodes) < max_rows:
         minus_probability, _, parent, node = heappop(heap)
-        row, depth = len(nodes), depths[parent] + 1
+        row = len(nodes)
         nodes.append(node)
         parents.append(parent)
-        depths.append(depth)
+        depths.append(depths[parent] + 1)
         probabilities.append(-minus_probability)
-        if depth < max_depth:
-            if node.children:
-                push_children(row)
-            else:
-                open_rows.append(row)
+        open_up(row)
     return Selection(
         HostTree(tuple([node.token for node in nodes]), tuple(parents)),
         tuple([tuple(node.sources) for node in nodes]),
         tuple(depths),
         tuple(probabilities),
-        tuple(open_rows),
+        tuple(openness),
     )
 
 
@@ -169,30 +169,34 @@ def select_expanded(
         tuple(tuple(node.sources) for node in nodes),
         tuple(depths),
         tuple(probabilities),
-        tuple(sorted(open_rows)),
+        tuple([float(row in open_rows) for row in range(len(nodes))]),
     )
 
 
-def _shares(node: PoolNode, tables: Mapping[int, Sequence[float]]) -> list[tuple[PoolNode, float]]:
+def credit_below(node: PoolNode, sources: Mapping[int, Believed]) -> float:
+    """The most credit of those who drafted below a node; 0 where nobody did."""
+    found = 0.0
+    for child in node.children.values():
+        for source in child.sources:
+            found = max(found, sources[source].credit)
+    return found
+
+
+def _shares(node: PoolNode, sources: Mapping[int, Believed]) -> list[tuple[PoolNode, float]]:
     """Each child with its probability given the node: the highest that any source gives it."""
     children = node.children.values()
     claims = [
-        [
-            (source, UNKNOWN_PROBABILITY if code == UNKNOWN else tables.get(source, CLAIMED)[code])
-            for source, code in child.sources.items()
-        ]
+        [(source, sources[source].table[code]) for source, code in child.sources.items()]
         for child in children
     ]
     totals: dict[int, float] = {}
     for claim in claims:
         for source, p in claim:
             totals[source] = totals.get(source, 0.0) + p
-    if max(totals.values(), default=0.0) <= 1.0:
-        return [
-            (child, claim[0][1] if len(claim) == 1 else max([p for _, p in claim]))
-            for child, claim in zip(children, claims, strict=True)
-        ]
+    scales = {
+        source: sources[source].trust / max(1.0, total) for source, total in totals.items()
+    }
     return [
-        (child, max([p / max(1.0, totals[source]) for source, p in claim]))
+        (child, max([p * scales[source] for source, p in claim]))
         for child, claim in zip(children, claims, strict=True)
     ]
