@@ -91,26 +91,32 @@ def select_likeliest(
     """Rows by the probability of being on the path: each is the one that promises most.
 
     The children of one source share a probability of 1 at most, so that one which claims much for
-    many is believed little for each.
+    many is believed little for each; and a path is trusted as far as the least trusted source that
+    it needs.
     """
     nodes, parents, depths, probabilities = [root], [-1], [0], [1.0]
+    trusts = [1.0]  # in the sources of each row's path; its probability is that times the rest
     openness: list[float] = []
-    heap: list[tuple[float, int, int, PoolNode]] = []  # -probability, order, parent's row
+    # -probability, order, parent's row, trust
+    heap: list[tuple[float, int, int, float, PoolNode]] = []
 
     def open_up(row: int) -> None:
-        node, above = nodes[row], probabilities[row]
+        node, trust = nodes[row], trusts[row]
+        above = probabilities[row] / trust
         if depths[row] >= max_depth:
             openness.append(0.0)
             return
         openness.append(1.0 - credit_below(node, sources))
-        for child, share in _shares(node, sources):
-            if above * share >= LEAST_PROBABILITY:
-                heappush(heap, (-above * share, child.order, row, child))
+        for child, share, child_trust in _shares(node, sources, trust):
+            probability = above * share * child_trust
+            if probability >= LEAST_PROBABILITY:
+                heappush(heap, (-probability, child.order, row, child_trust, child))
 
     open_up(0)
     while heap and len(nodes) < max_rows:
-        minus_probability, _, parent, node = heappop(heap)
+        minus_probability, _, parent, trust, node = heappop(heap)
         row = len(nodes)
+        trusts.append(trust)
         nodes.append(node)
         parents.append(parent)
         depths.append(depths[parent] + 1)
@@ -182,8 +188,13 @@ def credit_below(node: PoolNode, sources: Mapping[int, Believed]) -> float:
     return found
 
 
-def _shares(node: PoolNode, sources: Mapping[int, Believed]) -> list[tuple[PoolNode, float]]:
-    """Each child with its probability given the node: the highest that any source gives it."""
+def _shares(
+    node: PoolNode, sources: Mapping[int, Believed], trust: float
+) -> list[tuple[PoolNode, float, float]]:
+    """Each child with its probability given the node, and the trust in the path down to it.
+
+    That of the source which makes most of it, for a path that is trusted so far as to `trust`.
+    """
     children = node.children.values()
     claims = [
         [(source, sources[source].table[code]) for source, code in child.sources.items()]
@@ -193,10 +204,20 @@ def _shares(node: PoolNode, sources: Mapping[int, Believed]) -> list[tuple[PoolN
     for claim in claims:
         for source, p in claim:
             totals[source] = totals.get(source, 0.0) + p
-    scales = {
-        source: sources[source].trust / max(1.0, total) for source, total in totals.items()
-    }
-    return [
-        (child, max([p * scales[source] for source, p in claim]))
-        for child, claim in zip(children, claims, strict=True)
-    ]
+    trusts = {source: min(trust, sources[source].trust) for source in totals}
+    if len(totals) == 1:  # as often
+        ((source, total),) = totals.items()
+        scale, only = 1.0 / max(1.0, total), trusts[source]
+        return [
+            (child, claim[0][1] * scale, only)
+            for child, claim in zip(children, claims, strict=True)
+        ]
+    found = []
+    for child, claim in zip(children, claims, strict=True):
+        best, share, by = -1.0, 0.0, 0.0
+        for source, p in claim:
+            p /= max(1.0, totals[source])
+            if p * trusts[source] > best:
+                best, share, by = p * trusts[source], p, trusts[source]
+        found.append((child, share, by))
+    return found

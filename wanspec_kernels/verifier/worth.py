@@ -19,6 +19,8 @@ MAX_EVIDENCE = 10.0  # for a source, of one token
 FADING = 0.98  # of how often it is right, for each token decided where it had drafted
 PRIOR_RIGHT, PRIOR_DECIDED = 0.85, 8.0
 
+LEVELS = 2  # that a source is right at, one after another, beside home
+
 TRUSTED = 0.5  # a source with less credit is neither waited for nor left to serve
 
 
@@ -109,7 +111,7 @@ class Worths:
         worth = self.of(source)
         if source == HOME:
             return 1.0
-        return worth.trust * min(1.0, worth.right / self.of(HOME).right)
+        return worth.trust * min(1.0, worth.right / self.of(HOME).right) ** LEVELS
 
     def believed(self, source: int) -> Believed:
         worth = self.of(source)
