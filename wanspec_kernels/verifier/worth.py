@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wanspec_kernels.confidence import UNKNOWN, Calibration
+from wanspec_kernels.confidence import MAX_PROBABILITY, UNKNOWN, Calibration
 from wanspec_kernels.verifier.pool_node import HOME
 
 UNKNOWN_PROBABILITY = 0.5  # of a child of which its source says nothing, before siblings share it
@@ -46,8 +46,9 @@ class Worth:
     def believed(self) -> Sequence[float]:
         """The probability of each code, were the source beyond doubt."""
         if self._believed is None:
-            factor = min(1.0, self._unknown_hits / self._unknown_claimed)
-            self._believed = [*self.calibration.table[:UNKNOWN], UNKNOWN_PROBABILITY * factor]
+            factor = self._unknown_hits / self._unknown_claimed
+            of_unknown = min(MAX_PROBABILITY, UNKNOWN_PROBABILITY * factor)
+            self._believed = [*self.calibration.table[:UNKNOWN], of_unknown]
         return self._believed
 
     @property
