@@ -7,9 +7,10 @@ from math import log2
 
 from wanspec_kernels.tree import Expansion, HostTree
 from wanspec_kernels.verifier.pool_node import PoolNode
-from wanspec_kernels.verifier.worth import Believed
+from wanspec_kernels.verifier.worth import LEAST_TRUST, Believed
 
-LEAST_PROBABILITY = 0.001  # of a row that is verified at all
+# Of a row that is verified at all: what a source claims that has lost all trust is none.
+LEAST_PROBABILITY = LEAST_TRUST
 
 
 @dataclass(frozen=True, slots=True)
