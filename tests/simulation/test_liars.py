@@ -30,7 +30,7 @@ def cost(name, round_trip_ms, at_home, seed=0):
     return took / (1.02 * alone_ms(at_home, tokens, seed) + WAIT_MS)
 
 
-@pytest.mark.parametrize("name", (*NAMES, HONEST))
+@pytest.mark.parametrize("name", [*NAMES, HONEST])
 @pytest.mark.parametrize("round_trip_ms", [2.0, 20.0])
 def test_a_liar_costs_next_to_nothing(name, round_trip_ms):
     assert cost(name, round_trip_ms, at_home=True) <= 1.0

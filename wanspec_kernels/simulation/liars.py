@@ -12,6 +12,7 @@ from drafter.session import Counters
 from wanspec_kernels.confidence import UNKNOWN, code_of
 from wanspec_kernels.protocol import Close, Commit, Draft, Message, Open, check_of
 from wanspec_kernels.simulation.scenario import Scenario
+from wanspec_kernels.simulation.traced import PROMPT
 from wanspec_kernels.simulation.world import World
 
 SURE, MODEST, HUMBLE = code_of(1.0), code_of(0.25), code_of(2**-12)
@@ -64,9 +65,7 @@ class Told:
         """A draft that hangs `skipped` tokens beyond the committed text."""
         base = self.length + skipped
         check = check_of(self.text[:base])
-        return Draft(
-            self.request, base, check, tuple(token_ids), tuple(parents), (), bytes(codes)
-        )
+        return Draft(self.request, base, check, tuple(token_ids), tuple(parents), (), bytes(codes))
 
     def chain(self, token_ids: Sequence[int], codes: Sequence[int], skipped: int = 0) -> Draft:
         return self.draft(token_ids, range(-1, len(token_ids) - 1), codes, skipped)
@@ -241,7 +240,9 @@ class Liar:
 def deceived(scenario: Scenario, lie: Lie) -> World:
     """The scenario's world, in which all drafters tell this lie."""
     world = World(scenario)
-    texts = {number: [0, *text.token_ids] for number, text in world.texts.items()}
+    texts: dict[int, Sequence[int]] = {
+        n: [*PROMPT, *text.token_ids] for n, text in world.texts.items()
+    }
     for remote in world.remotes:
         remote.drafter = Liar(lie, texts, scenario.trace.vocab_size)  # type: ignore[assignment]
     return world
