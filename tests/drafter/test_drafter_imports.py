@@ -6,9 +6,11 @@ import sys
 ALLOWED = {
     "addresses",
     "bundled",
+    "command_line",
     "confidence",
     "extension",  # by way of tree, which looks for it on a GPU only
     "keys",
+    "models",
     "noise",
     "protocol",
     "sampling",

@@ -8,14 +8,17 @@ from wanspec_kernels.confidence import code_of
 from wanspec_kernels.protocol import Draft, check_of
 from wanspec_kernels.tree import DraftTree, Expansion
 from wanspec_kernels.verifier.pool import HOME, MAX_EARLY_DRAFTS, Kind, Pool, Selection
+from wanspec_kernels.verifier.worth import MOST_TRUST, Worths
 
 PROMPT = (1, 2, 3)
 
 
 def make_pool(sources=(1, 2), **options):
+    """Its sources have proved to be of use."""
     pool = Pool(7, PROMPT, vocab_size=100, **options)
     for source in sources:
         pool.enrol(source)
+        pool.worths.of(source).trust = MOST_TRUST
     return pool
 
 
@@ -258,14 +261,15 @@ def test_selection_takes_what_is_likeliest_up_to_the_depth():
     assert whole.open_mass == pytest.approx(0.313, rel=0.05)
     assert pool.select(64, 2).open_mass == pytest.approx(0.25, rel=0.05)
     selection = pool.select(1, 9)
-    assert selection == Selection(selection.tree, ((),), (0,), (1.0,), ())
+    assert selection == Selection(selection.tree, ((),), (0,), (1.0,), selection.openness)
+    assert selection.open_mass == pytest.approx(0.0, abs=0.01)
 
 
 def test_a_source_that_is_too_sure_is_found_out():
-    calibrations = {}
+    worths = Worths()
     text = list(PROMPT)
     for token in range(10, 60):  # 1 claims much and is always wrong, 2 claims little and is right
-        pool = Pool(7, text, vocab_size=100, calibrations=calibrations)
+        pool = Pool(7, text, vocab_size=100, worths=worths)
         for source in (1, 2):
             pool.enrol(source)
         pool.offer(1, sure(text, (1, 2, 3), 0.95, 0.95, 0.95))
@@ -274,8 +278,10 @@ def test_a_source_that_is_too_sure_is_found_out():
         pool.commit([token])
         text.append(token)
     assert taken[0] == 59
-    assert calibrations[1].table[code_of(0.95)] < 0.1
-    assert calibrations[2].table[code_of(0.4)] > 0.8
+    assert worths.of(1).calibration.table[code_of(0.95)] < 0.1
+    assert worths.of(2).calibration.table[code_of(0.4)] > 0.8
+    assert worths.credit(1) < 0.01
+    assert worths.credit(2) > 0.9
 
 
 def test_the_best_confidence_of_a_source_counts_in_any_order():

@@ -22,8 +22,6 @@ from wanspec_kernels.verifier.waits import Waits
 
 AHEAD_ROWS = 128  # of the tree that home sees while the target runs
 
-_NEWS = (Kind.NEW, Kind.LATE)
-
 
 class _Phase(Enum):
     NEW = "new"
@@ -73,7 +71,7 @@ class Generation:
             num_draws=request.num_draws if rejection else 0,
             replacement=request.replacement,
             max_source_nodes=self.limits.max_source_nodes,
-            calibrations=self.estimates.calibrations,
+            worths=self.estimates.worths,
         )
         self.statistics = Statistics()
         self.output_ids: list[int] = []
@@ -92,7 +90,7 @@ class Generation:
         self._offered = False
         self._race = Race(self.estimates)
         self._at_hand: Selection | None = None  # when the target fell free
-        self._followed = self._left = 0  # the pool's counts at the last commit
+        self._followed = self._left = 0.0  # the pool's counts at the last commit
         self._replies = Replies(self.estimates)
 
     @property
@@ -245,7 +243,7 @@ class Generation:
             self.statistics.home_failures += 1
             self.pool.enrol(HOME)
         elif drafts:
-            news = [self.offer(HOME, draft, now).kind in _NEWS for draft in drafts]
+            news = [self.offer(HOME, draft, now).new_claims > 0 for draft in drafts]
             # What hung from an older base was asked for before the last commit.
             current = any(draft.base_length == self.pool.length for draft in drafts)
             self._home.is_spent |= current and not any(news)
@@ -277,6 +275,7 @@ class Generation:
             case policies.DraftAtHome(wanted) if passes := self._home.allows(wanted, now):
                 return self._draft_at_home(passes, selection, now)
         self._phase, self._selection = _Phase.PASS, selection
+        self.pool.pass_begins()
         self._max_rows = max_rows
         self._pass_began_ms = now
         self.statistics.rounds_without_home += self._home.passes == 0
