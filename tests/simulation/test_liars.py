@@ -36,6 +36,11 @@ def test_a_liar_costs_next_to_nothing(name, round_trip_ms):
     assert cost(name, round_trip_ms, at_home=True) <= 1.0
 
 
+def test_a_liar_that_is_right_for_a_while_does_not_look_better_than_home():
+    """It took 1.26 times as long where home was thought to be wrong wherever the liar was."""
+    assert cost("waverer", 10.0, at_home=True, seed=2) <= 1.0
+
+
 @pytest.mark.parametrize("name", ["sure", "true_once", "early", "silent"])
 def test_nobody_waits_for_a_liar_where_there_is_no_drafter_at_home(name):
     assert cost(name, 2.0, at_home=False) <= 1.0
