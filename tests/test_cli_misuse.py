@@ -154,8 +154,8 @@ OTHERS = [
     ([*GENERATE, "--bind", "tcp://127.0.0.1:{port}", *DIAL_IN],
      "--bind: expected a free address such as tcp://*:5555, got tcp://127.0.0.1:{port}: "),
     ([*SERVE[:3], "tcp://127.0.0.1:{port}", *DIAL_IN], "cannot bind tcp://127.0.0.1:{port}: "),
-    (["probe", "link", "udp://x:1", *LINK[3:]], "udp://x:1: cannot dial"),
-    (["drafter", "--connect", "tcp://x", *KEYS], "--connect: expected tcp://HOST:PORT, got 'tcp://x"),
+    (["probe", "link", "udp://x:1", *LINK[3:]], "expected tcp://HOST:PORT, got udp://x:1"),
+    (["drafter", "--connect", "tcp://x", *KEYS], "--connect: expected tcp://HOST:PORT, got tcp://x"),
     (["probe", "endpoint", "http://me:sk-1@x/v1", *ENDPOINT[3:]], "expected no credentials"),
     # Models and devices.
     *[
