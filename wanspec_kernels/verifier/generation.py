@@ -266,8 +266,10 @@ class Generation:
         max_rows, max_depth = self._bounds()
         selection = self._select(max_rows, max_depth)
         self._at_hand = self._at_hand or selection
-        if len(selection.depths) >= max_rows:
-            max_depth = selection.depth  # what else came would find no row
+        if len(selection.depths) >= self.limits.max_rows:
+            # What else came would find no row. A smaller budget is no such bound: where home
+            # stopped at it, the shallow trees showed that more rows were worth nothing, for ever.
+            max_depth = selection.depth
         decision = self.policy.decide(self._view(selection, max_depth, now))
         match decision:
             case policies.Wait(until_ms) if self._waits.begin(until_ms, now):
