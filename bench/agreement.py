@@ -28,7 +28,7 @@ from bench.paced_drafter import stretch_flow
 from bench.real_run import Bench, Paces, until, welcomed
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
-from wanspec_kernels.recording import record
+from wanspec_kernels.recording import Recording, record
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.measures import mean, measure
 from wanspec_kernels.simulation.scenario import (
@@ -235,16 +235,9 @@ def record_texts(pair: Pair, count: int, tokens: int) -> list[Text]:
     texts = []
     for seed in range(count):
         prompt = pair.target.tokenizer(entries[seed % len(entries)]["text"])["input_ids"]
-        trace = record(
-            pair.target,
-            pair.home,
-            [prompt],
-            tokens=tokens + BEYOND,
-            temperature=TEMPERATURE,
-            seeds=[seed],
-            about={},
-        )
-        texts.append(Text(list(prompt), seed, trace))
+        recording = Recording(pair.home, TEMPERATURE)
+        record(recording, pair.target, [prompt], tokens=tokens + BEYOND, seeds=[seed])
+        texts.append(Text(list(prompt), seed, recording.trace({})))
     return texts
 
 

@@ -70,7 +70,7 @@ class Bench:
         assert self.pair.home is not None
         drafter = HomeDrafter(self.pair.home)
         service = VerifierService(
-            PacedTarget(self.pair.decoder("match"), self.paces.target_ms),
+            PacedTarget(self.pair.decoder(), self.paces.target_ms),
             vocabulary=self.pair.target.vocabulary,
             vocab_size=self.pair.target.vocab_size,
             bind=bind,

@@ -19,6 +19,7 @@ from bench import scale_report
 from bench.machine import describe
 from bench.scale_costs import BATCH_RTT_MS, WIDER, WIDTH, WIDTHS, batches, messages, slots
 from bench.scale_world import HOT, REGIONS, Cost, Settings, World, round_trip_ms
+from wanspec_kernels.verifier.admission import AdmissionConfig
 from wanspec_kernels.verifier.endpoint import EndpointConfig
 
 RESULTS = Path("bench/results/scale.json")
@@ -39,7 +40,7 @@ def cost_of(slots_found: dict[str, Any], width: int) -> Cost:
 def seats_allowed(slots_found: dict[str, Any]) -> int:
     """Requests whose drafts a verifier reads of one drafter, at its default rate."""
     rates = [e["drafts_per_s"] for e in slots_found["remote"] if e["width"] == WIDTH]
-    return int(EndpointConfig().max_messages_per_s / max(rates))
+    return int(AdmissionConfig().max_messages_per_s / max(rates))
 
 
 def variants(slots_found: dict[str, Any]) -> dict[str, Settings]:
@@ -114,7 +115,7 @@ def study(workers: int, tokens: int, seeds: int) -> dict[str, Any]:
         "seats_allowed": seats_allowed(found),
         "seats_asked": SEATS_ASKED,
         "limits": {
-            "messages_per_s": EndpointConfig().max_messages_per_s,
+            "messages_per_s": AdmissionConfig().max_messages_per_s,
             "sessions": EndpointConfig().max_sessions,
         },
         "runs": runs,

@@ -44,6 +44,13 @@ __device__ bool in_nucleus(const RowSlice<Logit>& row, float top_p, const Sample
   return static_cast<double>(exact.b) < p * static_cast<double>(exact.a);
 }
 
+// The token of the best score; -1 if there is none, or if it has overflowed: then it tells nothing
+// about the row's tokens.
+__device__ inline int32_t token_of_number(uint64_t best) {
+  const bool valid = is_valid(static_cast<uint32_t>(best >> 32));
+  return valid ? static_cast<int32_t>(winner_token(best)) : -1;
+}
+
 // The target's own token at a node whose row is being loaded; -1 if the row is invalid.
 template <typename Logit>
 __device__ int32_t own_token(RowSlice<Logit>& row, const Request& request, int32_t depth,
@@ -61,8 +68,7 @@ __device__ int32_t own_token(RowSlice<Logit>& row, const Request& request, int32
       const Bounds bounds = row.find_bounds(sampler, allowed, largest);
       best = sample(row, bounds, largest, sampler, cluster, contenders);
     }
-    const bool valid = is_valid(static_cast<uint32_t>(best.b));
-    return valid ? static_cast<int32_t>(winner_token(best.a)) : -1;
+    return is_valid(static_cast<uint32_t>(best.b)) ? token_of_number(best.a) : -1;
   }
 
   const Peak peak = row.find_peak(allowed);
@@ -74,8 +80,7 @@ __device__ int32_t own_token(RowSlice<Logit>& row, const Request& request, int32
     const Ranked mine = rank_candidates(few, filters, cluster, candidates.buffers);
     const uint32_t own = static_cast<uint32_t>(mine.token);
     const uint64_t score = mine.kept ? winner_key(sampler.score(mine.x, own), own) : 0;
-    const uint64_t best = cluster.over_block<Max>(score).a;
-    return static_cast<int32_t>(winner_token(best));
+    return token_of_number(cluster.over_block<Max>(score).a);
   }
 
   if (keeps_few(filters)) row.draw_noise(sampler.noise);  // there were too many after all
@@ -90,8 +95,8 @@ __device__ int32_t own_token(RowSlice<Logit>& row, const Request& request, int32
     float largest;
     const Bounds bounds = row.find_bounds(sampler, nullptr, largest);
     const Pair best = sample(row, bounds, largest, sampler, cluster, contenders);
-    const int32_t token = static_cast<int32_t>(winner_token(best.a));
-    if (best.a == 0) return -1;  // top_p is no number, and nothing lies in its nucleus
+    const int32_t token = token_of_number(best.a);
+    if (token < 0) return -1;  // there is none if top_p is no number: nothing lies in its nucleus
     if (filters.top_p == 1.0f) return token;
     const int32_t index = row.index_of(token);
     const uint64_t mine = threadIdx.x == 0 && index >= 0 ? key_of(row.at(index)) : 0;

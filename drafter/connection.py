@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 # Another attempt cannot change these.
 FINAL_REFUSALS = (ErrorCode.VOCABULARY, ErrorCode.VERSION, ErrorCode.SUPERSEDED)
+# The verifier does not know us: restarted behind the same address, or it will not for now.
+LOST = (ErrorCode.UNEXPECTED, ErrorCode.NOT_ENROLLED)
 SILENT_HEARTBEATS = 3  # the peer may miss before it counts as gone
 GREETING_TIMEOUT_US = 10_000_000
 
@@ -42,6 +44,7 @@ class Connection:
     ) -> None:
         session.reset()
         self.lost: str | None = None
+        self.awaited = "no WELCOME"  # or what is missing before it, as far as the link knows
         self.refused: str | None = None
         self.welcome: Welcome | None = None
         self.round_trip_us = 0  # 0 = not known yet
@@ -84,7 +87,7 @@ class Connection:
     def tick(self, now_us: int) -> list[Message]:
         """Notice silence; PING when it is time to."""
         if now_us >= self._silent_us:
-            what = "heard nothing" if self.welcome else "no WELCOME"
+            what = "heard nothing" if self.welcome else self.awaited
             self.lost = f"{what} for {(now_us - self._heard_us) / 1e6:.1f} s"
         elif now_us >= self._ping_us:
             self._pinged_us = now_us
@@ -123,8 +126,7 @@ class Connection:
         text = f"{message.code}: {message.message}"
         if message.code in FINAL_REFUSALS:
             self.refused = text
-        elif self.welcome is None or message.code == ErrorCode.UNEXPECTED:
-            # The verifier does not know us: full, or restarted behind the same address.
+        elif self.welcome is None or message.code in LOST:
             self.lost = text
         else:
             log.warning("verifier: %s", text)

@@ -322,8 +322,10 @@ class Growth:
                 code = code_of(p)
                 worth = min(worth, logs[code])
                 known = node.children.get(token)
-                if known is not None:  # grafted: the verifier has it
-                    known.code = code
+                if known is not None:  # grafted: what others made of it may be too little
+                    known.code, known.grafted = code, False
+                    self._raise(known, node.log_probability + worth)
+                    self._unsent.append(known)
                     continue
                 self._held_back.append((node.log_probability + worth, node, token, code))
 
@@ -347,6 +349,13 @@ class Growth:
         self._unexpanded.append(node)
         self._unsent.append(node)
         return node
+
+    def _raise(self, top: Node, log_probability: float) -> None:
+        """A node and what hangs below it are likelier than they were taken for, if at all."""
+        more = log_probability - top.log_probability
+        if more > 0:
+            for node in (top, *top.below()):
+                node.log_probability += more
 
     def _prune(self, top: Node) -> None:
         pruned = [top, *top.below()]

@@ -40,7 +40,7 @@ class HomeDrafter:
         self._lock = Lock()
 
     def open(self, request: Open) -> None:
-        """Begin a request; nothing is computed yet.
+        """Begin a request; nothing is computed yet. Its text may be the beginning only.
 
         Raises:
             ValueError: it wants more draws of a node than the tree may have nodes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from socket import socketpair
 
@@ -14,6 +14,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from drafter.connection import GREETING_TIMEOUT_US, Backoff, Connection
 from drafter.session import Session
+from wanspec_kernels.addresses import Lookup, NotResolved, why_unreachable
 from wanspec_kernels.keys import Secret, secure_client
 from wanspec_kernels.protocol import (
     MAX_MESSAGE_BYTES,
@@ -33,13 +34,18 @@ SEND_QUEUE = 64  # messages
 RECEIVE_QUEUE = 256
 MESSAGES_A_ROUND = 64  # read before the model runs again
 LINGER_MS = 300  # for the CLOSEs at the end
+LOOKUP_MS = 10_000
+CONNECT_MS = 5_000  # then the next address of the name is tried
 
 _LOST_EVENTS = {
     zmq.EVENT_DISCONNECTED: "disconnected",
-    zmq.EVENT_CLOSED: "cannot connect",
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "the verifier does not accept this key",
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no encrypted verifier of that key answers there",
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "no encrypted verifier of that key answers there",
+}
+_PROGRESS_EVENTS = {
+    zmq.EVENT_CONNECTED: "it connects, but no verifier answers",
+    zmq.EVENT_HANDSHAKE_SUCCEEDED: "no WELCOME",
 }
 
 
@@ -100,7 +106,7 @@ class Link:
         """Serve until `stop`. Raises Refused."""
         try:
             while not self._stopping:
-                reason = self._serve_connection()
+                reason = self._serve()
                 if self._stopping:
                     break
                 wait_ms = self._backoff.wait_ms()
@@ -112,16 +118,42 @@ class Link:
             self._wake_in.close()
             log.info("stopped: %s", self._account())
 
-    def _serve_connection(self) -> str:
-        """One connection from HELLO to its end; why it ended."""
+    def _serve(self) -> str:
+        """One connection, to the first of the name's addresses that takes one; why it ended."""
+        try:
+            with closing(Lookup(self._endpoint)) as lookup:
+                self._pause(LOOKUP_MS, lookup)
+                endpoints = lookup.endpoints() if not self._stopping else []
+        except ValueError as error:
+            raise Refused(f"not an address to dial: {error}") from None
+        except NotResolved as error:
+            return str(error)
+        failures = []
+        for endpoint in endpoints:
+            began_us = _now_us()
+            reason = self._serve_connection(endpoint)
+            if reason is not None:
+                return reason
+            if self._stopping:
+                break
+            late = _now_us() - began_us >= CONNECT_MS * 1000
+            why = "nothing answers" if late else why_unreachable(endpoint) or "it could since"
+            failures.append(f"{endpoint.removeprefix('tcp://')}: {why}")
+        return f"cannot connect ({'; '.join(failures)})"
+
+    def _serve_connection(self, endpoint: str) -> str | None:
+        """One connection from HELLO to its end; why it ended, None if it could not be made."""
         socket = self._context.socket(zmq.DEALER)
-        # No routing id of ours: a stale one at the verifier could swallow a reconnect.
+        # No routing id of ours: the verifier names its connections.
         socket.linger = 0
         socket.sndhwm, socket.rcvhwm = SEND_QUEUE, RECEIVE_QUEUE
         socket.maxmsgsize = MAX_MESSAGE_BYTES
         socket.reconnect_ivl = -1  # reconnects are ours
+        socket.connect_timeout = CONNECT_MS
+        socket.ipv6 = True  # which dials IPv4 as well
         secure_client(socket, self._secret, self._server_public)
-        monitor = socket.get_monitor_socket(sum(_LOST_EVENTS))
+        events = {zmq.EVENT_CLOSED, *_LOST_EVENTS, *_PROGRESS_EVENTS}
+        monitor = socket.get_monitor_socket(sum(events))
         self.counters.num_connects += 1
         try:
             connection = Connection(
@@ -130,7 +162,7 @@ class Link:
                 greeting_timeout_us=self._greeting_timeout_us,
             )
             try:
-                socket.connect(self._endpoint)
+                socket.connect(endpoint)
             except zmq.ZMQError as error:
                 raise Refused(f"not an address to dial: {error.strerror}") from None
             self._send(socket, connection, [connection.hello])
@@ -145,7 +177,7 @@ class Link:
 
     def _converse(
         self, socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes], connection: Connection
-    ) -> str:
+    ) -> str | None:
         poller = zmq.Poller()
         poller.register(monitor, zmq.POLLIN)
         poller.register(self._wake_out, zmq.POLLIN)
@@ -165,7 +197,11 @@ class Link:
             if connection.refused is not None:
                 raise Refused(connection.refused)
             if connection.lost is None and monitor in ready:
-                connection.lost = _LOST_EVENTS[zmq.Event(recv_monitor_message(monitor)["event"])]
+                event = zmq.Event(recv_monitor_message(monitor)["event"])
+                if event == zmq.EVENT_CLOSED:
+                    return None
+                connection.awaited = _PROGRESS_EVENTS.get(event, connection.awaited)
+                connection.lost = _LOST_EVENTS.get(event)
             self._send(socket, connection, connection.tick(_now_us()))
             if connection.lost is not None:
                 return connection.lost
@@ -229,9 +265,11 @@ class Link:
                 else:
                     self.counters.num_unsendable += 1
 
-    def _pause(self, wait_ms: int) -> None:
+    def _pause(self, wait_ms: int, until: Lookup | None = None) -> None:
         poller = zmq.Poller()
         poller.register(self._wake_out, zmq.POLLIN)
+        if until is not None:
+            poller.register(until, zmq.POLLIN)
         poller.poll(wait_ms)
 
     def _account(self) -> str:

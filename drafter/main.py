@@ -9,7 +9,6 @@ from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import torch
 import typer
@@ -18,13 +17,19 @@ from drafter.growth import GrowthShape
 from drafter.link import Link, Refused
 from drafter.model import DraftModel
 from drafter.session import Limits, Session
-from wanspec_kernels.keys import KeyFileError, load_public, load_secret
+from wanspec_kernels.addresses import host_and_port
+from wanspec_kernels.command_line import Command, choice, existing_file, fail, naming, whole
+from wanspec_kernels.keys import load_public, load_secret
+from wanspec_kernels.models import resolve_device, resolve_model
 from wanspec_kernels.protocol import MAX_DRAFT_NODES, MAX_REQUESTS, MAX_TREE_NODES
 from wanspec_kernels.vocabulary import format_fingerprint
 
 log = logging.getLogger("drafter")
 
-REFUSED = 2  # exit status: as typer's for a wrong option, another attempt will not help
+
+class DrafterCommand(Command):
+    program = "wanspec-drafter"
+
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,39 +41,80 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-@app.command()
+@app.command(cls=DrafterCommand)
 def main(
-    connect: Annotated[str, typer.Option(help="The verifier, as tcp://HOST:PORT.")],
-    key: Annotated[Path, typer.Option(help="This drafter's NAME.secret file.")],
-    server_key: Annotated[Path, typer.Option(help="The verifier's NAME.key file.")],
+    connect: Annotated[str, typer.Option(help="The verifier's address, as tcp://HOST:PORT.")],
+    key: Annotated[
+        Path,
+        typer.Option(
+            parser=existing_file,
+            metavar="FILE",
+            help="This drafter's secret key, NAME.secret of `wanspec keygen`.",
+        ),
+    ],
+    server_key: Annotated[
+        Path,
+        typer.Option(
+            parser=existing_file, metavar="FILE", help="The verifier's public key, its NAME.key."
+        ),
+    ],
     model: Annotated[
-        str, typer.Option(help="A hub id, a folder or a bundled model.")
+        str,
+        typer.Option(
+            help="The draft model: a folder, the name of a hub model or bundled:draft. It must "
+            "have the vocabulary of the verifier's target."
+        ),
     ] = "bundled:draft",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(help="Where the model runs: cpu, cuda or cuda:N; auto takes a GPU if it can."),
+    ] = "auto",
     dtype: Annotated[
-        Dtype, typer.Option(help="auto: float32 on the CPU, bfloat16 on CUDA.")
+        Dtype,
+        choice(
+            "The numbers that the model computes with; auto is float32 on a CPU and bfloat16 on a "
+            "GPU.",
+            Dtype,
+            "DTYPE",
+        ),
     ] = Dtype.auto,
     threads: Annotated[
-        int, typer.Option(min=0, help="CPU threads of the model, 0 = torch's choice.")
+        int,
+        whole("The model uses this many threads on a CPU; 0 leaves the choice to torch.", 0, 1024),
     ] = 0,
     max_requests: Annotated[
-        int, typer.Option(min=1, max=MAX_REQUESTS, help="Served at a time.")
+        int,
+        whole("The drafter serves this many requests, or texts, at a time.", 1, MAX_REQUESTS),
     ] = 16,
     max_nodes: Annotated[
-        int, typer.Option(min=1, max=MAX_TREE_NODES, help="Of one request's tree.")
+        int,
+        whole(
+            "The tree of proposals for a request has this many nodes, or tokens, at most.",
+            1,
+            MAX_TREE_NODES,
+        ),
     ] = 256,
     width: Annotated[
         int,
-        typer.Option(
-            min=1, max=MAX_DRAFT_NODES, help="Nodes of a tree that one pass expands; 128 on a GPU."
+        whole(
+            "A pass of the model expands this many nodes of a tree; on a GPU 128 costs little more "
+            "than 16.",
+            1,
+            MAX_DRAFT_NODES,
         ),
     ] = GrowthShape.width,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="The log has every detail.")
+    ] = False,
 ) -> None:
-    """Dial a verifier and draft for it until SIGTERM or Ctrl-C.
+    """Lend this machine's draft model to a verifier elsewhere, until SIGTERM or Ctrl-C.
 
-    Exit status: 0 stopped, 1 the model cannot be loaded, 2 a wrong option or key file, or the
-    verifier refuses this drafter for good.
+    A verifier is a `wanspec generate` process that writes a text with a large model. The drafter
+    dials it, is sent the text so far, and proposes what may come next. It sees the prompts, and
+    under the rule `match` it cannot change the text.
+
+    The exit status is 0 if the drafter was stopped; 1 if the model cannot be loaded; and 2 if an
+    option or key file is wrong, or the verifier refuses this drafter for good.
     """
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
@@ -88,12 +134,16 @@ def main(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    if not _is_address(connect):
-        raise typer.BadParameter(f"expected tcp://HOST:PORT, got {connect}", param_hint="--connect")
-    try:
-        secret, server_public = load_secret(key), load_public(server_key)
-    except KeyFileError as error:
-        raise typer.BadParameter(str(error)) from None
+    with naming("--connect"):
+        host_and_port(connect)
+    with naming("--key"):
+        secret = load_secret(key)
+    with naming("--server-key"):
+        server_public = load_public(server_key)
+    with naming("--device"):
+        resolve_device(device)
+    with naming("--model"):
+        resolve_model(model)
     draft_model = _load(model, device, dtype, threads)
     limits = Limits(max_requests, max_nodes)
     shape = GrowthShape.wide(width) if width > GrowthShape.width else GrowthShape(width)
@@ -110,16 +160,7 @@ def main(
     try:
         link.run()
     except Refused as refusal:
-        print(f"refused by {connect}: {refusal}", file=sys.stderr)
-        raise typer.Exit(REFUSED) from None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        url = urlsplit(text)
-        return url.scheme == "tcp" and url.hostname not in (None, "*") and bool(url.port)
-    except ValueError:  # a port that is no number, or past 65535
-        return False
+        fail(f"refused by {connect}: {refusal}")
 
 
 def _load(name: str, device: str, dtype: Dtype, threads: int) -> DraftModel:
@@ -132,8 +173,7 @@ def _load(name: str, device: str, dtype: Dtype, threads: int) -> DraftModel:
             dtype=None if dtype == Dtype.auto else getattr(torch, dtype.value),
         )
     except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        print(f"model {name}: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        fail(f"--model: {name}: {error}", status=1)
     log.info(
         "model %s on %s, %d positions, vocabulary %s",
         name,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from drafter.key_values import KeyValueStore
 from drafter.plan import Plan
-from wanspec_kernels.bundled import model_path
-from wanspec_kernels.vocabulary import fingerprint
+from wanspec_kernels.models import resolve_device, resolve_model
+from wanspec_kernels.vocabulary import Tokenizer, fingerprint, vocabulary_size
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +83,14 @@ class DraftModel:
     the attention takes them apart again.
     """
 
-    def __init__(self, model: Any, vocabulary: bytes, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, name: str) -> None:
         self._model = model
         self.name = name
-        self.vocabulary = vocabulary
+        self.vocabulary = fingerprint(tokenizer)
         config = model.config.get_text_config()
-        self.vocab_size: int = config.vocab_size
+        # The tokenizer's, as texts and proposals have its tokens; the model may have other rows.
+        self.vocab_size = vocabulary_size(tokenizer)
+        self._num_rows: int = config.vocab_size
         self.max_positions: int = _max_positions(config)
         self.device: torch.device = model.device
 
@@ -102,26 +104,25 @@ class DraftModel:
         the CPU and bfloat16 on CUDA.
 
         Raises:
+            ValueError: this machine has no such device, or there is no such model.
             NotImplementedError: the model's attention is of a kind this cannot run.
         """
         # Here, not above: it takes seconds, and torch brings Triton along if it is installed.
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.modeling_utils import AttentionInterface
 
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device, path = resolve_device(device), resolve_model(name)
         if dtype is None:
             dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         if device.startswith("cuda"):
             # It builds a plan, 50 ms, for every new number of slots, and every pass has another.
             torch.backends.cuda.enable_cudnn_sdp(False)
-        path = model_path(name)
         AttentionInterface.register(ATTENTION, _attention)
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True
         )
-        loaded = cls(model.to(device).eval().requires_grad_(False), fingerprint(tokenizer), name)
+        loaded = cls(model.to(device).eval().requires_grad_(False), tokenizer, name)
         loaded._probe()
         return loaded
 
@@ -132,9 +133,11 @@ class DraftModel:
     def run(self, batch: Sequence[tuple[KeyValueStore, Plan]]) -> Tensor:
         """[rows, vocab] float32 logits on the model's device: the plans' rows, one after another.
 
+        The columns are tokens: what the model has beyond its tokenizer is left out. A token that
+        the model has no row for is read as its last row, since a draft may be wrong.
         A pass that raises may have written keys and values at the plans' slots, and nowhere else.
         """
-        tokens = np.concatenate([plan.token_ids for _, plan in batch])
+        tokens = np.concatenate([plan.token_ids for _, plan in batch]).clip(max=self._num_rows - 1)
         positions = np.concatenate([plan.positions for _, plan in batch])
         slots = np.concatenate([plan.slots for _, plan in batch])
         segments, start, wanted = [], 0, []
@@ -165,7 +168,7 @@ class DraftModel:
             )
         finally:
             _running.reset(token)
-        logits: Tensor = output.logits[0].float()
+        logits: Tensor = output.logits[0, :, : self.vocab_size].float()
         return logits if len(rows) else logits[:0]
 
     def _probe(self) -> None:
@@ -178,10 +181,10 @@ class DraftModel:
             raise NotImplementedError(
                 f"draft model {self.name}: expected attention through transformers' interface"
             )
-        if logits.shape != (1, self.vocab_size):
+        width = min(self.vocab_size, self._num_rows)
+        if logits.shape != (1, width):
             raise NotImplementedError(
-                f"draft model {self.name}: expected logits [1, {self.vocab_size}],"
-                f" got {list(logits.shape)}"
+                f"draft model {self.name}: expected logits [1, {width}], got {list(logits.shape)}"
             )
 
 

@@ -1,11 +1,16 @@
-"""What the roof does with a target that lies on a GPU."""
+"""What the roof does with a target that lies on a GPU, and that its parts fit together."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from wanspec_kernels.assembly import CAPACITIES, capture_passes
+from drafter.home import HomeDrafter
+from wanspec_kernels.assembly import CAPACITIES, Pair, capture_passes
 from wanspec_kernels.target import CaptureError
+from wanspec_kernels.verifier.policies import AlwaysLocal
+from wanspec_kernels.verifier.request import Limits
+from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
 
 
 class FakeTarget:
@@ -31,3 +36,33 @@ def test_a_model_that_cannot_be_captured_goes_on_without(
 ) -> None:
     capture_passes(FakeTarget(waits=True))  # type: ignore[arg-type]
     assert "going on without CUDA graphs: operation not permitted" in caplog.text
+
+
+def test_one_decoder_serves_both_rules() -> None:
+    """Whichever a request asks for, its drafts are judged by it, and so some are accepted."""
+    pair = Pair.load("bundled:target", "bundled:draft", "cpu")
+    assert pair.home is not None
+    service = VerifierService(
+        pair.decoder(),
+        vocabulary=pair.target.vocabulary,
+        vocab_size=pair.target.vocab_size,
+        home=HomeDrafter(pair.home),
+        config=ServiceConfig(
+            policy=AlwaysLocal(passes=3), limits=Limits(max_length=pair.target.max_length)
+        ),
+    )
+    prompt = pair.target.tokenizer("def add(a, b):\n")["input_ids"]
+    requests: list[dict[str, Any]] = [
+        {"rule": "match"},
+        {"rule": "rejection"},
+        {"rule": "rejection", "replacement": True, "num_draws": 8, "temperature": 0.8},
+        {"rule": "match"},
+    ]
+
+    async def accepted() -> list[int]:
+        async with service:
+            results = [await service.generate(prompt, max_tokens=12, **r) for r in requests]
+        return [result.statistics.home_tokens_accepted for result in results]
+
+    counts = asyncio.run(accepted())
+    assert all(counts), counts

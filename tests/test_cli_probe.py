@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import pytest
 from typer.testing import CliRunner
 
 from wanspec_kernels.cli import app
@@ -49,20 +48,3 @@ def test_an_endpoint_that_is_not_there_is_recorded_and_reported(tmp_path, monkey
     done = CliRunner().invoke(app, ["probe", "report", str(path)])
     assert done.exit_code == 0
     assert "321 / 321 / 321" in done.output
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["link", "tcp://x:1", "--key", "no.secret", "--server-key", "no.key", "--output", "o",
-          "--name", "n"], "no.secret"),
-        (["endpoint", "http://me:sk-1@x/v1", "--model", "m", "--region", "r", "--output", "o"],
-         "expected no credentials"),
-        (["report", "nowhere.jsonl"], "nowhere.jsonl"),
-    ],
-)  # fmt: skip
-def test_a_wrong_option_is_named(arguments, message):
-    done = CliRunner().invoke(app, ["probe", *arguments])
-    assert done.exit_code == 2
-    assert message in done.output.replace("\n", " ")
-    assert "sk-1" not in done.output

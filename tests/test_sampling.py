@@ -1,5 +1,8 @@
 """SamplingParams, and the cutoff of its filters against sorting in float64."""
 
+import re
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -81,8 +84,75 @@ def test_build_takes_one_value_or_one_a_request(device: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "as_given",
+    [list, tuple, np.array, torch.tensor, lambda numbers: [np.array(x) for x in numbers]],
+)
+def test_build_takes_numbers_of_any_kind(as_given: Callable[[Any], Any]) -> None:
+    sampling = SamplingParams.build(
+        2,
+        temperature=as_given([0.25, 100.0]),
+        top_k=as_given([7, 0]),
+        top_p=as_given([0.5, 1.0]),
+        min_p=as_given([0, 1]),
+        seed=as_given([5, -(1 << 63)]),
+    )
+    values = [column.tolist() for column in vars(sampling).values()]
+    assert values == [[0.25, 100.0], [7, 0], [0.5, 1.0], [0.0, 1.0], [5, -(1 << 63)]]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("temperature", np.float32(0.5), 0.5),
+        ("temperature", np.int64(1), 1.0),
+        ("temperature", Fraction(1, 3), 1 / 3),
+        ("temperature", -0.0, 0.0),
+        ("top_k", np.uint8(3), 3),
+        ("top_k", np.array(4), 4),
+        ("top_p", Fraction(1, 2), 0.5),
+        ("top_p", np.float16(0.5), 0.5),
+        ("top_p", 2.0**-126, 2.0**-126),
+        ("min_p", 1e-46, 0.0),  # off, as it would be if float32 held it
+        ("seed", torch.tensor(-3), -3),
+    ],
+)
+def test_build_takes_one_number_of_any_kind(field: str, value: Any, expected: float) -> None:
+    column = getattr(SamplingParams.build(2, **{field: value}), field)
+    assert torch.equal(column, torch.tensor([expected] * 2, dtype=column.dtype))
+
+
+def test_the_smallest_nucleus_holds_the_largest_logit() -> None:
+    logits = torch.tensor([0.0, 3.0, 2.9])
+    least = SamplingParams.build(1, top_p=2.0**-126).top_p
+    assert cutoff(logits, 1.0, 0, float(least), 0.0) == 3.0
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"top_p": 1e-46}, "top_p: expected a number in (0, 1], 1.2e-38 at least, got 1e-46"),
+        (
+            {"top_p": [0.5, 1e-40]},
+            "top_p: expected a number in (0, 1], 1.2e-38 at least, got 1e-40",
+        ),
+        ({"top_p": "0.5"}, "top_p: expected a number in (0, 1], 1.2e-38 at least, got '0.5'"),
+        ({"top_p": 1 + 1e-9}, "top_p: expected a number in (0, 1]"),
+        ({"top_p": None}, "top_p: expected a number in (0, 1], 1.2e-38 at least, got None"),
+        ({"temperature": 1e-46}, "temperature: expected 0 or 0.01..100.0, got 1e-46"),
+        ({"temperature": 10**400}, "temperature: expected 0 or 0.01..100.0, got 1000"),
+        ({"temperature": 1j}, "temperature: expected 0 or 0.01..100.0, got 1j"),
+        ({"temperature": Fraction(1, 200)}, "temperature: expected 0 or 0.01..100.0, got Fraction"),
+        ({"temperature": "hot"}, "temperature: expected 0 or 0.01..100.0, got 'hot'"),
+        ({"top_k": 2.5}, "top_k: expected 0 (off) or a positive count, got 2.5"),
+        ({"top_k": np.float64(2.0)}, "top_k: expected 0 (off) or a positive count, got 2.0"),
+        ({"top_k": [1, Fraction(5, 2)]}, "top_k: expected 0 (off) or a positive count, got Frac"),
+        ({"top_k": np.array([1, 2, 3])}, "top_k: expected one value or 2, got 3"),
+        ({"top_k": np.array([[1], [2]])}, "top_k: expected 0 (off) or a positive count, got [1]"),
+        ({"top_k": 1 << 31}, "top_k: expected 0 (off) or a positive count, got 2147483648"),
+        ({"min_p": float("nan")}, "min_p: expected a number in [0, 1], got nan"),
+        ({"min_p": torch.tensor(2.0)}, "min_p: expected a number in [0, 1], got 2.0"),
+        ({"seed": 1.0}, "seed: expected a signed 64-bit integer, got 1.0"),
+        ({"seed": np.uint64((1 << 64) - 1)}, "seed: expected a signed 64-bit integer, got 1844"),
         ({"temperature": -1.0}, "temperature: expected 0 or 0.01..100.0, got -1.0"),
         ({"temperature": 1e-3}, "temperature: expected 0 or"),
         ({"temperature": float("nan")}, "temperature: expected 0 or"),
@@ -95,5 +165,5 @@ def test_build_takes_one_value_or_one_a_request(device: str) -> None:
     ],
 )
 def test_errors_say_what_was_expected(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         SamplingParams.build(2, **values)

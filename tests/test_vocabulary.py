@@ -1,6 +1,6 @@
 from hashlib import sha256
 
-from wanspec_kernels.vocabulary import fingerprint, format_fingerprint
+from wanspec_kernels.vocabulary import fingerprint, format_fingerprint, vocabulary_size
 
 
 class Fixed:
@@ -34,6 +34,11 @@ def test_any_difference_in_ids_or_tokens_shows() -> None:
         {"a": 0, "\ud801": 1},
     ]
     assert len({fingerprint(Fixed(v)) for v in vocabularies}) == len(vocabularies)
+
+
+def test_ids_left_out_below_the_highest_count() -> None:
+    assert vocabulary_size(Fixed({"a": 0, "<added>": 9, "b": 1})) == 10
+    assert vocabulary_size(Fixed({})) == 0
 
 
 def test_short_form() -> None:

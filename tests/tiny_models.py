@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -61,3 +62,21 @@ def save_byte_tokenizer(folder: Path, vocab_size: int = VOCAB_SIZE) -> None:
         folder
     )
     assert json.loads((folder / "tokenizer.json").read_text())["model"]["type"] == "BPE"
+
+
+def pad_vocabulary(source: Path, folder: Path, num_rows: int, seed: int = 0) -> Path:
+    """Save the model of `source` with so many rows more, or fewer, than its tokenizer has tokens.
+
+    What is added is as likely as a token, so that a model which is not stopped soon says one.
+    """
+    model = AutoModelForCausalLM.from_pretrained(source)
+    before = model.config.vocab_size
+    model.resize_token_embeddings(before + num_rows, mean_resizing=False)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for rows in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            rows[before:].normal_(std=0.4)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    return folder

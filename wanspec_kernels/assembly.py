@@ -1,26 +1,32 @@
 """Puts a target, a home drafter and the drafters' socket together, for `generate` and `demo`."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import transformers
 
 from drafter.home import HomeDrafter
 from drafter.model import DraftModel
-from wanspec_kernels.bundled import model_path
 from wanspec_kernels.keys import AllowList, Secret
+from wanspec_kernels.models import resolve_device, resolve_model
 from wanspec_kernels.target import Capacity, CaptureError, Target, TreeDecoder
 from wanspec_kernels.verifier.interfaces import TargetModel
+from wanspec_kernels.verifier.policies import ExpectedGain
+from wanspec_kernels.verifier.policy import Policy
 from wanspec_kernels.verifier.request import Limits
 from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
 from wanspec_kernels.vocabulary import format_fingerprint
 
 logger = logging.getLogger(__name__)
 
-Rule = Literal["match", "rejection"]
 CAPACITIES = tuple(Capacity(1, rows, rows) for rows in (1, 8, 16, 32, 64))  # of a TreeDecoder
+
+
+class LoadError(ValueError):
+    """A model that was found cannot be loaded; names it and says why."""
 
 
 class VocabularyMismatchError(ValueError):
@@ -45,18 +51,26 @@ class Pair:
         """Load by hub name, folder or bundled name; `dtype` None is float32 on a CPU, else bf16.
 
         Raises:
+            LoadError: a model or the device cannot be had.
             VocabularyMismatchError: the two have different vocabularies.
         """
         # A bar for every model would run through the text that is being written.
         transformers.utils.logging.disable_progress_bar()
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        target = Target.load(model_path(model), device=device, dtype=dtype)
+        with _loading("device"):
+            device = resolve_device(device)
+        with _loading("target model"):  # both are looked for before the first takes its minutes
+            path = resolve_model(model)
+        if home_draft is not None:
+            with _loading("draft model"):
+                resolve_model(home_draft)
+        with _loading(f"target model {model}"):
+            target = Target.load(path, device=device, dtype=dtype)
         if target.device.type == "cuda":
             capture_passes(target)
         if home_draft is None:
             return cls(target, None)
-        home = DraftModel.load(home_draft, device=device)
+        with _loading(f"draft model {home_draft}"):
+            home = DraftModel.load(home_draft, device=device)
         if home.vocabulary != target.vocabulary:
             raise VocabularyMismatchError(
                 f"vocabulary: expected {format_fingerprint(target.vocabulary)}, as {model} has, "
@@ -64,8 +78,8 @@ class Pair:
             )
         return cls(target, home)
 
-    def decoder(self, rule: Rule) -> TreeDecoder:
-        return TreeDecoder(self.target, rule)
+    def decoder(self) -> TreeDecoder:
+        return TreeDecoder(self.target)
 
     def service(
         self,
@@ -75,8 +89,12 @@ class Pair:
         secret: Secret | None = None,
         allowed: AllowList | None = None,
         max_rows: int = 64,
+        policy: Policy | None = None,
     ) -> VerifierService:
-        """With `bind`, drafters whose keys are in `allowed` may dial in; without, none can."""
+        """With `bind`, drafters whose keys are in `allowed` may dial in; without, none can.
+
+        `max_rows` bounds a verified tree; `policy` None is the default one.
+        """
         limits = Limits(max_rows=max_rows, max_length=self.target.max_length)
         return VerifierService(
             decoder,
@@ -86,8 +104,18 @@ class Pair:
             secret=secret,
             allowed=allowed,
             home=HomeDrafter(self.home) if self.home else None,
-            config=ServiceConfig(limits=limits),
+            config=ServiceConfig(policy=policy or ExpectedGain(), limits=limits),
         )
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    try:
+        yield
+    # Beside OSError and ValueError: a kind of model that is not supported, a broken file of
+    # weights, and a device without memory.
+    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise LoadError(f"{what}: {error}") from error
 
 
 def capture_passes(target: Target) -> None:

@@ -285,7 +285,8 @@ async def _run(link: LinkEmulator) -> None:
         parent = os.getppid()
         while not ended.is_set() and os.getppid() == parent:
             with suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), PARENT_CHECK_S)
+                async with asyncio.timeout(PARENT_CHECK_S):
+                    await ended.wait()
 
 
 def _address(text: str) -> tuple[str, int]:

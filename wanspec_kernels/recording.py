@@ -1,6 +1,7 @@
 """Records a trace from a pair of models: what the draft says along the target's own texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,80 +22,95 @@ OFF_DEPTH = 3
 
 
 def record(
+    recording: "Recording",
     target: Target,
-    draft: DraftModel,
     prompts: Sequence[Sequence[int]],
     *,
     tokens: int,
-    temperature: float,
     seeds: Sequence[int],
-    about: dict[str, Any],
-    progress: Callable[[str], None] = lambda _: None,
-) -> Trace:
+    progress: Callable[[float], None] = lambda share: None,
+) -> None:
     """Continue every prompt once for each seed by `tokens`, under coupled `match`.
+
+    `recording` has the texts that are complete at any time, also after an interruption. `progress`
+    gets the share of all tokens that is written.
 
     Raises:
         ValueError: the models have different vocabularies, or a prompt leaves no room.
     """
-    if target.vocabulary != draft.vocabulary:
+    if target.vocabulary != recording.draft.vocabulary:
         raise ValueError("vocabulary: expected one of both models, got two")
-    recorder = _Recorder(draft, temperature)
-    lengths = []
-    for number, prompt in enumerate(prompts, 1):
+    wanted, done = len(prompts) * len(seeds), 0
+    for prompt in prompts:
         for seed in seeds:
-            text = _continue(target, list(prompt), tokens, temperature, seed)
-            recorder.add(text, len(prompt), seed)
-            lengths.append(len(text) - len(prompt))
-            progress(f"prompt {number} of {len(prompts)}, seed {seed}: {lengths[-1]} tokens")
-    return recorder.trace(lengths, about | {"vocab_size": draft.vocab_size})
+            text = list(prompt)
+            for token in _continue(target, prompt, tokens, recording.temperature, seed):
+                text.append(token)
+                progress((done + (len(text) - len(prompt)) / tokens) / wanted)
+            recording.add(text, len(prompt), seed)
+            done += 1
 
 
 def _continue(
-    target: Target, prompt: list[int], tokens: int, temperature: float, seed: int
-) -> list[int]:
-    """The prompt and what the target says after it, one token a pass."""
+    target: Target, prompt: Sequence[int], tokens: int, temperature: float, seed: int
+) -> Iterator[int]:
+    """What the target says after the prompt, one token a pass."""
     decoder = TreeDecoder(target)
-    decoder.start(0, prompt, SamplingParams.build(1, temperature=temperature, seed=seed))
-    text = list(prompt)
+    decoder.start(0, list(prompt), SamplingParams.build(1, temperature=temperature, seed=seed))
+    last = prompt[-1]
     try:
         for _ in range(tokens):
-            text += decoder.verify(0, HostTree((text[-1],), (-1,)))[0]
+            (last,), _ = decoder.verify(0, HostTree((last,), (-1,)))
+            yield last
     finally:
         decoder.finish(0)
-    return text
 
 
-class _Recorder:
+@dataclass(slots=True)
+class _Text:
+    """What was recorded of one text."""
+
+    token_ids: list[int] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    on: list[Candidates] = field(default_factory=list)
+    off: list[Candidates] = field(default_factory=list)
+    off_depths: list[int] = field(default_factory=list)
+
+
+class Recording:
+    """What the draft model proposes along texts, and beside them."""
+
     def __init__(self, draft: DraftModel, temperature: float) -> None:
-        self._draft, self._temperature = draft, temperature
+        self.draft, self.temperature = draft, temperature
         self._ranker = Ranker()
-        self._token_ids: list[int] = []
-        self._ranks: list[int] = []
-        self._on: list[Candidates] = []
-        self._off: list[Candidates] = []
-        self._off_depths: list[int] = []
+        self._texts: list[_Text] = []
+
+    @property
+    def num_texts(self) -> int:
+        return len(self._texts)
 
     def add(self, text: list[int], start: int, seed: int) -> None:
-        """Positions `start`.. of a text, and nodes that leave it there."""
-        store = self._draft.new_store()
+        """Positions `start`.. of a text, and nodes that leave it there; all of it or nothing."""
+        found = _Text()
+        store = self.draft.new_store()
         places = np.arange(len(text))
         visible = np.tri(len(text), dtype=np.bool_)
         rows = places[start - 1 : -1]
-        on = self._run(store, Plan(np.array(text), places, places, visible, rows), rows, seed)
-        for token, candidates in zip(text[start:], on, strict=True):
-            found = candidates.token_ids.index(token) if token in candidates.token_ids else BEYOND
-            self._token_ids.append(token)
-            self._ranks.append(found)
-        self._on += on
-        self._leave(store, text, start, on, seed)
+        found.on = self._run(store, Plan(np.array(text), places, places, visible, rows), rows, seed)
+        for token, candidates in zip(text[start:], found.on, strict=True):
+            known = token in candidates.token_ids
+            found.token_ids.append(token)
+            found.ranks.append(candidates.token_ids.index(token) if known else BEYOND)
+        self._leave(store, text, start, found, seed)
+        self._texts.append(found)
 
     def _leave(
-        self, store: KeyValueStore, text: list[int], start: int, on: list[Candidates], seed: int
+        self, store: KeyValueStore, text: list[int], start: int, found: _Text, seed: int
     ) -> None:
         """Follow the draft's own likeliest tokens for a while after each wrong one."""
         leaving = [
             (start + i, candidates.token_ids[rank])
-            for i, candidates in enumerate(on)
+            for i, candidates in enumerate(found.on)
             if i % OFF_EVERY == 0
             for rank in OFF_RANKS
             if rank < len(candidates.token_ids) and candidates.token_ids[rank] != text[start + i]
@@ -109,38 +125,44 @@ class _Recorder:
                 visible[row, :index] = True
                 visible[row, base + row :: n] = True
             plan = Plan(tokens, indices + depth, slots, visible, np.arange(n))
-            found = self._run(store, plan, indices + depth, seed)
-            self._off += found
-            self._off_depths += [depth + 1] * n
-            tokens = np.array([candidates.token_ids[0] for candidates in found])
+            proposed = self._run(store, plan, indices + depth, seed)
+            found.off += proposed
+            found.off_depths += [depth + 1] * n
+            tokens = np.array([candidates.token_ids[0] for candidates in proposed])
 
     def _run(self, store: KeyValueStore, plan: Plan, positions: Any, seed: int) -> list[Candidates]:
         """Candidates after the tokens at `positions`."""
         rows = [
             RowSampling(
                 int(position) + 1,
-                self._temperature,
+                self.temperature,
                 0,
                 1.0,
                 0.0,
-                seed if self._temperature > 0 else None,
-                self._draft.vocab_size,
+                seed if self.temperature > 0 else None,
+                self.draft.vocab_size,
             )
             for position in positions
         ]
-        return self._ranker.rank(self._draft.run([(store, plan)]), rows)
+        return self._ranker.rank(self.draft.run([(store, plan)]), rows)
 
-    def trace(self, lengths: list[int], about: dict[str, Any]) -> Trace:
+    def trace(self, about: dict[str, Any]) -> Trace:
+        """Of the texts added so far, one at least."""
+        texts = self._texts
+        on = [row for text in texts for row in text.on]
+        off = [row for text in texts for row in text.off]
+        ranks = [r if r < NUM_TOP else BEYOND for text in texts for r in text.ranks]
+        lengths = [len(text.token_ids) for text in texts]
         return Trace(
             text_indptr=np.cumsum([0, *lengths]).astype(np.int32),
-            token_ids=np.array(self._token_ids, dtype=np.int32),
-            ranks=np.array([r if r < NUM_TOP else BEYOND for r in self._ranks], dtype=np.uint8),
-            codes=_codes(self._on),
-            entropies=_entropies(self._on),
-            off_depths=np.array(self._off_depths, dtype=np.uint8),
-            off_codes=_codes(self._off),
-            off_entropies=_entropies(self._off),
-            about=about,
+            token_ids=np.array([t for text in texts for t in text.token_ids], dtype=np.int32),
+            ranks=np.array(ranks, dtype=np.uint8),
+            codes=_codes(on),
+            entropies=_entropies(on),
+            off_depths=np.array([d for text in texts for d in text.off_depths], dtype=np.uint8),
+            off_codes=_codes(off),
+            off_entropies=_entropies(off),
+            about=about | {"vocab_size": self.draft.vocab_size},
         )
 
 

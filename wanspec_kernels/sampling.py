@@ -1,8 +1,9 @@
 """SamplingParams: how each request of a batch is sampled; and the filtered rows it defines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from wanspec_kernels.noise import weight
 
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 100.0
-
-T = TypeVar("T", int, float)
+# Less would be an empty nucleus, in float32 or wherever small numbers are flushed to 0.
+_LEAST_TOP_P = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -44,36 +45,49 @@ class SamplingParams:
     ) -> "SamplingParams":
         """Check the values on the host and move them to `device`; a scalar serves every request.
 
+        Numbers may be Python's, numpy's, torch's or fractions.
+
         Raises:
-            ValueError: a value is out of range or a sequence has not `batch` entries.
+            ValueError: a value is out of range or of another kind, or a sequence has not `batch`
+                entries; the message names the field and the value.
         """
-        bounds = f"0 or {MIN_TEMPERATURE}..{MAX_TEMPERATURE}"
-        temperatures = _column("temperature", temperature, batch)
-        for t in temperatures:
-            if t != 0 and not MIN_TEMPERATURE <= t <= MAX_TEMPERATURE:
-                raise ValueError(f"temperature: expected {bounds}, got {t}")
-        ks = _column("top_k", top_k, batch)
-        for k in ks:
-            if not 0 <= k < 1 << 31:
-                raise ValueError(f"top_k: expected 0 (off) or a positive count, got {k}")
-        top_ps = _column("top_p", top_p, batch)
-        for p in top_ps:
-            if not 0 < p <= 1:
-                raise ValueError(f"top_p: expected a number in (0, 1], got {p}")
-        min_ps = _column("min_p", min_p, batch)
-        for p in min_ps:
-            if not 0 <= p <= 1:
-                raise ValueError(f"min_p: expected a number in [0, 1], got {p}")
-        seeds = _column("seed", seed, batch)
-        for s in seeds:
-            if not -(1 << 63) <= s < 1 << 63:
-                raise ValueError(f"seed: expected a signed 64-bit integer, got {s}")
+
+        def reals(
+            name: str, value: object, expected: str, is_valid: Callable[[Any], bool]
+        ) -> Tensor:
+            entries = _column(name, value, batch)
+            for entry in entries:
+                if not isinstance(entry, Real) or not is_valid(entry):
+                    raise ValueError(f"{name}: expected {expected}, got {entry!r}")
+            return torch.tensor([float(x) for x in entries], dtype=torch.float32).to(device)
+
+        def integers(
+            name: str, value: object, expected: str, valid: range, dtype: torch.dtype
+        ) -> Tensor:
+            entries = _column(name, value, batch)
+            for entry in entries:
+                if not isinstance(entry, Integral) or int(entry) not in valid:
+                    raise ValueError(f"{name}: expected {expected}, got {entry!r}")
+            return torch.tensor([int(x) for x in entries], dtype=dtype).to(device)
+
         return cls(
-            torch.tensor(temperatures, dtype=torch.float32).to(device),
-            torch.tensor(ks, dtype=torch.int32).to(device),
-            torch.tensor(top_ps, dtype=torch.float32).to(device),
-            torch.tensor(min_ps, dtype=torch.float32).to(device),
-            torch.tensor(seeds, dtype=torch.int64).to(device),
+            reals(
+                "temperature",
+                temperature,
+                f"0 or {MIN_TEMPERATURE}..{MAX_TEMPERATURE}",
+                lambda t: t == 0 or MIN_TEMPERATURE <= t <= MAX_TEMPERATURE,
+            ),
+            integers("top_k", top_k, "0 (off) or a positive count", range(1 << 31), torch.int32),
+            reals(
+                "top_p",
+                top_p,
+                f"a number in (0, 1], {_LEAST_TOP_P:.1e} at least",
+                lambda p: _LEAST_TOP_P <= p <= 1,
+            ),
+            reals("min_p", min_p, "a number in [0, 1]", lambda p: 0 <= p <= 1),
+            integers(
+                "seed", seed, "a signed 64-bit integer", range(-(1 << 63), 1 << 63), torch.int64
+            ),
         )
 
     @property
@@ -117,9 +131,16 @@ def _as_float32(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32).double()
 
 
-def _column(name: str, value: T | Sequence[T], batch: int) -> list[T]:
-    if isinstance(value, int | float):
+def _column(name: str, value: object, batch: int) -> list[Any]:
+    """`value` for each request: a number, or a list or array with one of its own for each."""
+    value = _plain(value)
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return [value] * batch
     if len(value) != batch:
         raise ValueError(f"{name}: expected one value or {batch}, got {len(value)}")
-    return list(value)
+    return [_plain(entry) for entry in value]
+
+
+def _plain(value: Any) -> Any:
+    """A number or an array of numpy's or torch's as Python's own."""
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -28,11 +28,15 @@ class Expansion:
 
 @dataclass(frozen=True, slots=True)
 class HostTree:
-    """One tree on the host, node 0 its root, as it travels between pool and target."""
+    """One tree on the host, node 0 its root, as it travels between pool and target.
+
+    It says by which rule it is verified: `match` if `expansions` is None, else `rejection`.
+    """
 
     token_ids: tuple[int, ...]
     parents: tuple[int, ...]
-    expansions: tuple[Expansion, ...] = ()  # under `rejection`; at one node in order of arrival
+    expansions: tuple[Expansion, ...] | None = None  # at one node in order of arrival
+    replacement: bool = False  # of their draws
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A vocabulary's fingerprint: whether two tokenizers give every token the same id."""
+"""A tokenizer's vocabulary: its fingerprint, and where its ids end."""
 
 from collections.abc import Mapping
 from hashlib import sha256
@@ -26,6 +26,19 @@ def fingerprint(tokenizer: Tokenizer) -> bytes:
         digest.update(pack("<II", token_id, len(encoded)))
         digest.update(encoded)
     return digest.digest()
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """One more than the highest id, added tokens included: what lies past it is no token.
+
+    A model may have rows for more ids, as padding, or for fewer. The number of tokens would be too
+    small, as some vocabularies leave ids out.
+
+    >>> from types import SimpleNamespace
+    >>> vocabulary_size(SimpleNamespace(get_vocab=lambda: {"a": 0, "<end>": 7}))
+    8
+    """
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def format_fingerprint(vocabulary: bytes) -> str:

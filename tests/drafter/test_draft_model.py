@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,4 +203,4 @@ def test_attention_outside_the_interface_is_refused(model):
 
     bare.config, bare.device = model._model.config, torch.device("cpu")
     with pytest.raises(NotImplementedError, match="through transformers' interface"):
-        DraftModel(bare, b"", "bare")._probe()
+        DraftModel(bare, SimpleNamespace(get_vocab=lambda: {"a": 259}), "bare")._probe()

@@ -4,10 +4,13 @@ import subprocess
 import sys
 
 ALLOWED = {
+    "addresses",
     "bundled",
+    "command_line",
     "confidence",
     "extension",  # by way of tree, which looks for it on a GPU only
     "keys",
+    "models",
     "noise",
     "protocol",
     "sampling",

@@ -367,3 +367,17 @@ def test_what_was_learnt_does_not_turn_the_models_order():
     growth._calibration = calibration
     growth.absorb(growth.plan(), [Candidates((4, 5), (0.6, 0.2))])
     assert paths_of(growth.take_drafts()[0]) == [(4,), (5,)]
+
+
+def test_a_grafted_node_that_others_made_little_of_is_grown_and_sent():
+    """It hangs in the verifier's tree with no more than they claimed for it."""
+    growth = grow(open_request())
+    graft = Draft(7, 3, check_of((1, 2, 3)), (5, 6), (-1, 0), (), bytes([254, 254]))
+    growth.graft(graft)
+    plan = growth.plan()
+    rows = [Candidates((5,), (0.9,)) for _ in plan.rows]
+    growth.absorb(plan, rows)
+    (draft,) = growth.take_drafts()
+    assert draft.token_ids[0] == 5
+    assert draft.confidences[0] == code_of(0.9)
+    assert growth.plan() is not None  # below 5

@@ -3,11 +3,12 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import closing
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import zmq
@@ -266,6 +267,87 @@ def test_nobody_at_the_other_end(keys, caplog):
     assert "cannot connect" in caplog.text
 
 
+def wait_for_log(caplog, drafter, text):
+    deadline = time.monotonic() + 20
+    while text not in caplog.text:
+        assert time.monotonic() < deadline, caplog.text
+        drafter.thread.join(0.01)
+
+
+def test_a_name_that_is_not_resolved_is_told_and_tried_again(keys, verifier, caplog, monkeypatch):
+    caplog.set_level(logging.WARNING, "drafter")
+    resolve, tries = socket.getaddrinfo, []
+
+    def fail(host, *args, **options):
+        tries.append(host)
+        if len(tries) < 3:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve("127.0.0.1", *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    address = verifier.endpoint.replace("127.0.0.1", "verifier.example")
+    with closing(Running(keys, address)):
+        verifier.welcome()
+    assert tries == ["verifier.example"] * 3
+    told = "the name verifier.example cannot be resolved: Name or service not known; again in"
+    assert caplog.text.count(told) == 2
+
+
+def test_a_name_service_that_hangs_does_not_keep_it_from_stopping(keys, monkeypatch):
+    asked, goes_on = Event(), Event()
+
+    def hang(*args, **options):
+        asked.set()
+        goes_on.wait(60)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    drafter = Running(keys, "tcp://verifier.example:5911")
+    assert asked.wait(10)
+    drafter.close()
+    goes_on.set()
+    assert drafter.result is None
+
+
+def test_a_second_address_of_the_name_is_dialled_if_the_first_refuses(keys, verifier, monkeypatch):
+    resolve = socket.getaddrinfo
+
+    def resolve_name(host, port, *args, **options):
+        if host != "verifier.example":
+            return resolve(host, port, *args, **options)
+        # Nobody listens there: all of 127.0.0.0/8 is this machine.
+        hosts = ("127.0.0.2", "127.0.0.1")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (h, port)) for h in hosts]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_name)
+    address = verifier.endpoint.replace("127.0.0.1", "verifier.example")
+    with closing(Running(keys, address)) as drafter:
+        verifier.welcome()
+        assert drafter.link.counters.num_connects == 2
+
+
+def test_who_does_not_greet_is_told_from_who_does_not_answer(keys, caplog):
+    caplog.set_level(logging.WARNING, "drafter")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with closing(Running(keys, address, greeting_timeout_us=200_000)) as drafter:
+            wait_for_log(caplog, drafter, "it connects, but no verifier answers for 0.")
+    with closing(Running(keys, address)) as drafter:
+        reason = f"cannot connect ({address.removeprefix('tcp://')}: Connection refused)"
+        wait_for_log(caplog, drafter, reason)
+
+
+def test_a_key_taken_off_the_list_is_told_so_and_tries_again(keys, verifier, caplog):
+    caplog.set_level(logging.WARNING, "drafter")
+    with closing(Running(keys, verifier.endpoint)):
+        verifier.welcome()
+        first = verifier.peer
+        verifier.send(Error(ErrorCode.NOT_ENROLLED, "taken off the list"))
+        verifier.welcome()
+        assert verifier.peer != first
+    assert "not_enrolled: taken off the list; again in" in caplog.text
+
+
 def test_what_cannot_be_sent_is_dropped_and_counted(keys):
     class Full:
         def send(self, data, flags):
@@ -376,8 +458,8 @@ def test_another_vocabulary_exits_with_2(keys, verifier, folder):
         ("--connect=tcp://127.0.0.1:99999", 2, "expected tcp://HOST:PORT"),
         ("--connect=tcp://*:5555", 2, "expected tcp://HOST:PORT"),
         ("--key=/nowhere/drafter.secret", 2, "drafter.secret"),
-        ("--model=/nowhere/at-all", 1, "/nowhere/at-all"),
-        ("--model=bundled:nothing", 1, "bundled:nothing"),
+        ("--model=/nowhere/at-all", 2, "/nowhere/at-all"),
+        ("--model=bundled:nothing", 2, "bundled:nothing"),
     ],
 )
 def test_wrong_options(keys, folder, change, status, text):

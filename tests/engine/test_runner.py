@@ -97,6 +97,7 @@ def draw(text: Text, rng: random.Random) -> HostTree:
         (text.token_ids[-1], *nodes),
         (-1, *[0] * len(nodes)),
         (Expansion(0, children, tuple(support), weights),),
+        s.replacement,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.planning.plans import PLAN, record, write
+from wanspec_kernels.planning.effort import Effort
 from wanspec_kernels.planning.errors import UnsupportedError
 from wanspec_kernels.planning.inputs import read
 from wanspec_kernels.planning.study import study
@@ -50,7 +51,7 @@ def test_a_link_that_was_not_sampled_enough_is_refused(tmp_path, made, reason):
     (found,) = drafter_refusals(inputs, inputs.drafters[0])
     assert re.search(reason, found)
     with pytest.raises(UnsupportedError, match="uni: "):
-        study(inputs, tokens=10, seeds=3)
+        study(inputs, Effort(tokens=10, seeds=3))
 
 
 def test_stalls_that_were_seen_often_are_part_of_the_link(tmp_path):
@@ -70,7 +71,7 @@ def test_more_than_was_measured_of_the_target_is_refused(tmp_path, old, new, rea
     inputs = inputs_of(tmp_path, PLAN.replace(old, new))
     assert any(reason in found for found in refusals(inputs))
     with pytest.raises(UnsupportedError):
-        study(inputs, tokens=10, seeds=3)
+        study(inputs, Effort(tokens=10, seeds=3))
 
 
 def test_requests_at_a_time_need_tables_everywhere(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 
@@ -8,6 +10,7 @@ from wanspec_kernels.protocol import (
     MAX_DRAFT_NODES,
     MAX_DRAWS,
     MAX_MESSAGE_BYTES,
+    MAX_PLAIN_BYTES,
     MAX_PROMPT_TOKENS,
     MAX_SUPPORT,
     MAX_TEXT_BYTES,
@@ -70,6 +73,19 @@ def test_the_largest_messages_fit(message: Message) -> None:
     assert decode(data) == message
     with pytest.raises(LimitExceeded, match=f"at most {len(data) - 1} bytes, got {len(data)}"):
         encode(message, max_bytes=len(data) - 1)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        replace(largest_draft(), expansions=(), confidences=bytes(MAX_DRAFT_NODES)),
+        Hello(bytes(32), "x" * MAX_TEXT_BYTES, 4096, 4096, 2**63 - 1),
+        Error("x" * MAX_TEXT_BYTES, "x" * MAX_TEXT_BYTES, 2**64 - 1),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_without_draws_no_message_of_a_drafter_is_large(message: Message) -> None:
+    assert len(encode(message)) <= MAX_PLAIN_BYTES
 
 
 def test_even_a_draft_with_every_node_expanded_would_fit() -> None:

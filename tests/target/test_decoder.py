@@ -158,9 +158,35 @@ def test_rejection_rule_takes_expansions(target: Target) -> None:
         (-1, 0, 1, 2),
         tuple(Expansion(i, (i + 1,), (future[i],), (65535,)) for i in range(3)),
     )
-    decoder = TreeDecoder(target, rule="rejection", replacement=True)
+    decoder = TreeDecoder(target)
     decoder.start(1, PROMPT, GREEDY)
     assert decoder.verify(1, tree) == (future[:4], [1, 2, 3])
+    decoder.finish(1)
+
+
+def test_a_tree_says_by_which_rule_and_how_it_was_drawn(target: Target) -> None:
+    """One decoder serves requests of both rules, and of two trees alike only one was drawn."""
+    decoder, sampling = TreeDecoder(target), SamplingParams.build(1, temperature=0.8, seed=3)
+    for request in range(3):
+        decoder.start(request, PROMPT, sampling)
+    own = decode_alone(target, sampling, len(PROMPT) + 1)[-1]
+    tokens, parents = (PROMPT[-1], own), (-1, 0)
+    assert decoder.verify(0, HostTree(tokens, parents))[1] == [1]
+    # So rare in what it was drawn from that its coin accepts it.
+    draw = Expansion(0, (1,), (own, (own + 1) % VOCAB_SIZE), (1, 65535))
+    assert decoder.verify(1, HostTree(tokens, parents, (draw,)))[1] == [1]
+    assert decoder.verify(2, HostTree(tokens, parents, ()))[1] == []
+    for request in range(3):
+        decoder.finish(request)
+
+
+def test_draws_of_one_token_twice_are_draws_with_replacement(target: Target) -> None:
+    twice = (Expansion(0, (1, 1), (7, 8), (1, 1)),)
+    decoder = TreeDecoder(target)
+    decoder.start(1, PROMPT, GREEDY)
+    with pytest.raises(ValueError, match="drawn without replacement, yet a token twice"):
+        decoder.verify(1, HostTree((PROMPT[-1], 7), (-1, 0), twice))
+    decoder.verify(1, HostTree((PROMPT[-1], 7), (-1, 0), twice, replacement=True))
     decoder.finish(1)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.paged_trees import random_trees, to_device
@@ -20,6 +21,7 @@ from tests.target.architectures import (
 )
 from tests.tiny_models import make_tiny_model
 from wanspec_kernels.target import Target, UnsupportedModelError, attention_hook
+from wanspec_kernels.tree import DraftTree
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -63,6 +65,19 @@ def test_logits_in_half_precision(dtype: torch.dtype, device: str) -> None:
         assert error < (0.03 if dtype == torch.bfloat16 else 0.004)
 
 
+LLAMA4 = {
+    "layer_types": ["full_attention"] * 2,
+    "no_rope_layers": [1, 0],
+    "num_local_experts": 2,
+    "intermediate_size_mlp": 40,
+}
+GEMMA4 = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 8,
+    "vocab_size_per_layer_input": VOCAB,
+    "hidden_size_per_layer_input": 8,
+    "global_head_dim": 32,
+}
 UNSUPPORTED = {
     "not rotary": (
         transformers.GPT2Config(
@@ -75,6 +90,34 @@ UNSUPPORTED = {
         "deepseek_v3: latent attention",
     ),
     "chunked": (make_config("Llama4Text"), "llama4_text: layers of type chunked_attention"),
+    "tuned by position": (
+        make_config("Llama4Text", **LLAMA4, floor_scale=100),
+        "llama4_text: attn_temperature_tuning in layers without rotary positions, which begins at "
+        r"100 tokens; expected max_length=99 at most \(it is 100\)",
+    ),
+    "heads of two sizes": (
+        make_config("Gemma4Text", **GEMMA4),
+        "gemma4_text: a head_dim that differs by layer; expected the same in all layers",
+    ),
+    "other heads than it says": (
+        transformers.GPTNeoXConfig(
+            vocab_size=VOCAB,
+            hidden_size=48,
+            intermediate_size=40,
+            num_attention_heads=3,
+            num_key_value_heads=1,  # which the model knows nothing of
+            num_hidden_layers=1,
+        ),
+        r"layer 0: expected \[1, 16\] keys and values a node, .* got \[3, 16\] and \[3, 16\]",
+    ),
+    "heads too large": (
+        make_config("Llama", head_dim=512),
+        "llama: a head_dim of 512; expected 256 at most",
+    ),
+    "float64": (
+        make_config("Llama", dtype=torch.float64),
+        "llama: weights of torch.float64; expected float32, float16 or bfloat16",
+    ),
     "bidirectional": (
         make_config("Gemma", use_bidirectional_attention=True),
         "gemma: bidirectional attention",
@@ -127,12 +170,14 @@ def test_refuses_what_tree_attention_lacks(name: str) -> None:
 
 def test_a_window_no_text_outgrows_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the fastest kernels, which know no window, may run."""
-    windows = []
-    monkeypatch.setattr(attention_hook, "plan_trees", lambda *_: windows.append(_[-1]) or [])
+    windows: list[int | None] = []
     config = make_config("Mistral", sliding_window=64)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="wanspec_tree")
     for max_length in (64, 65):
-        Target(model, num_pages=5, max_length=max_length).prefill(0, [1, 2])
+        target = Target(model, num_pages=5, max_length=max_length)
+        with monkeypatch.context() as patch:
+            patch.setattr(attention_hook, "plan_trees", lambda *_: windows.append(_[-1]) or [])
+            target.prefill(0, [1, 2])
     assert windows == [None, 64]
 
 
@@ -140,7 +185,7 @@ def test_a_model_with_a_mask_of_its_own() -> None:
     config = make_config("Doge", hidden_size=96)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="wanspec_tree")
     with pytest.raises(UnsupportedModelError, match="DogeAttention: expected no attention_mask"):
-        Target(model, num_pages=5).prefill(0, [1, 2])
+        Target(model, num_pages=5)
 
 
 def test_a_model_that_contradicts_its_configuration() -> None:
@@ -154,6 +199,103 @@ def test_a_model_that_contradicts_its_configuration() -> None:
             match=rf"MistralAttention, layer 0: expected a sliding window of 8, .* got {window}",
         ):
             target.prefill(0, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("Llama4Text", {**LLAMA4, "floor_scale": 201}),  # no text is so long
+        ("Gemma4Text", {**GEMMA4, "global_head_dim": 16}),
+    ],
+)
+def test_relatives_of_what_is_refused(name: str, changes: dict[str, object], device: str) -> None:
+    plain, target = make_pair(name, changes, device)
+    texts, tree = [list(range(20, 60))], random_trees([9], random.Random(3), VOCAB)
+    logits, paths = run_trees(target, texts, tree, chunk=16)
+    expected = own_logits(plain, paths, device)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("page_size", [0, 8, 24, -16])
+def test_pages_that_kernels_do_not_read(page_size: int) -> None:
+    model = AutoModelForCausalLM.from_config(make_config("Llama"))
+    with pytest.raises(ValueError, match=rf"page_size: expected 16, 32, 64, ..., got {page_size}"):
+        Target(model, num_pages=4, page_size=page_size)
+
+
+BAD_BATCHES: dict[str, tuple[dict[str, Tensor], str]] = {
+    "one length": (
+        {"context_lens": torch.tensor([3], dtype=torch.int32)},
+        r"context_lens: expected \[2\] int32, got \[1\] torch.int32",
+    ),
+    "long lengths": (
+        {"context_lens": torch.tensor([3, 2])},
+        r"context_lens: expected \[2\] int32, got \[2\] torch.int64",
+    ),
+    "one row of pages": (
+        {"page_table": torch.tensor([[0]], dtype=torch.int32)},
+        r"page_table: expected \[2, max_pages\] int32, got \[1, 1\] torch.int32",
+    ),
+    "flat pages": (
+        {"page_table": torch.tensor([0, 1], dtype=torch.int32)},
+        r"page_table: expected \[2, max_pages\] int32, got \[2\] torch.int32",
+    ),
+    "elsewhere": (
+        {"page_table": torch.zeros(2, 1, dtype=torch.int32, device="meta")},
+        "page_table: expected on .* as the model, got meta",
+    ),
+}
+BAD_VALUES: dict[str, tuple[dict[str, Tensor], str]] = {
+    "a context below 0": (
+        {"context_lens": torch.tensor([3, -1], dtype=torch.int32)},
+        r"context_lens: expected a tree within 0\.\.100 tokens .* got -1 and 2 levels of request 1",
+    ),
+    "too long a text": (
+        {"context_lens": torch.tensor([3, 99], dtype=torch.int32)},
+        r"context_lens: expected a tree within 0\.\.100 tokens .* got 99 and 2 levels of request 1",
+    ),
+    "too few pages": (
+        {"context_lens": torch.tensor([3, 15], dtype=torch.int32)},
+        r"page_table: expected 2 pages of 0\.\.9 for the 18 slots of request 1, got 1",
+    ),
+    "no page": (
+        {"page_table": torch.tensor([[0], [-1]], dtype=torch.int32)},
+        r"page_table: expected 1 pages of 0\.\.9 for the 5 slots of request 1, got page -1",
+    ),
+    "a page beyond the last": (
+        {"page_table": torch.tensor([[0], [10]], dtype=torch.int32)},
+        r"page_table: expected 1 pages of 0\.\.9 for the 5 slots of request 1, got page 10",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BATCHES | BAD_VALUES)
+def test_a_batch_whose_parts_do_not_match(name: str, device: str) -> None:
+    if name in BAD_VALUES and device != "cpu":
+        pytest.skip("nothing may wait for a GPU to look at values")
+    model = AutoModelForCausalLM.from_config(make_config("Llama")).to(device)
+    target = Target(model, num_pages=10, max_length=100)
+    changes, message = (BAD_BATCHES | BAD_VALUES)[name]
+    batch = {
+        "context_lens": torch.tensor([3, 2], dtype=torch.int32),
+        "page_table": torch.tensor([[0], [1]], dtype=torch.int32),
+    } | changes
+    batch = {key: x if x.device.type == "meta" else x.to(device) for key, x in batch.items()}
+    tree = DraftTree.build([([1, 2], [-1, 0]), ([3, 4, 5], [-1, 0, 0])], device)
+    with pytest.raises(ValueError, match=message):
+        target.logits(tree, **batch)
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB])
+def test_a_token_that_the_model_lacks(token: int) -> None:
+    model = AutoModelForCausalLM.from_config(make_config("Llama"))
+    target = Target(model, num_pages=10)
+    tree = DraftTree(
+        *(torch.tensor(x, dtype=torch.int32) for x in ([1, token], [-1, 0], [0, 2])), 2, 1
+    )
+    zero = torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=rf"tree: expected token ids of 0\.\.96, got {token}"):
+        target.logits(tree, zero, zero[None])
 
 
 def test_refuses_code_without_the_interface(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ RUNNING = {"verifying": True, "left_ms": 30.0}
         ({**RUNNING, "left_ms": 1.0}, Verify()),
         ({**RUNNING, "arrivals": NOTHING_HERE_SOON}, Verify()),  # a remote sees to it
         # One that has brought too little, or while the request is behind, is not counted on.
-        ({**RUNNING, "reply_ms": 60.0, "remote_worth": 0.5, "behind_ms": -1e3}, Verify()),
+        # One of little worth is as good as not there: home works ahead.
+        ({**RUNNING, "reply_ms": 60.0, "remote_worth": 0.5, "behind_ms": -1e3}, DraftAtHome(1)),
         ({"reply_ms": 17.0, "home_passes_per_token": 0.1, "depth": 1, **WORTHLESS}, DraftAtHome(1)),
         ({"reply_ms": 17.0, "home_passes_per_token": 0.1, "depth": 1, **BEHIND}, DraftAtHome(1)),
         ({"home_passes": None, "arrivals": NOTHING_HERE_SOON, **BEHIND}, Verify()),
@@ -271,7 +272,7 @@ def test_remotes_are_worth_what_they_bring_in_the_end_and_level_at_first():
 
 def test_what_home_holds_where_remotes_were_wrong():
     estimates = Estimates()
-    assert estimates.home_rescue == pytest.approx(0.2)
+    assert estimates.home_rescue == pytest.approx(0.5)
     estimates.observe_missed([True] * 40)
     assert estimates.home_rescue > 0.9
 

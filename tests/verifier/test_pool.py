@@ -8,14 +8,17 @@ from wanspec_kernels.confidence import code_of
 from wanspec_kernels.protocol import Draft, check_of
 from wanspec_kernels.tree import DraftTree, Expansion
 from wanspec_kernels.verifier.pool import HOME, MAX_EARLY_DRAFTS, Kind, Pool, Selection
+from wanspec_kernels.verifier.worth import MOST_TRUST, Worths
 
 PROMPT = (1, 2, 3)
 
 
 def make_pool(sources=(1, 2), **options):
+    """Its sources have proved to be of use."""
     pool = Pool(7, PROMPT, vocab_size=100, **options)
     for source in sources:
         pool.enrol(source)
+        pool.worths.of(source).trust = MOST_TRUST
     return pool
 
 
@@ -105,13 +108,11 @@ def drawn(tokens, children, support=(4, 5, 6, 7), weights=(1, 2, 3, 4), parent=-
 @pytest.mark.parametrize(
     ("options", "draft"),
     [
-        ({}, chain(PROMPT, (4, 100))),
         ({}, drawn((4, 5), (0, 1))),
         ({"rule": "rejection", "num_draws": 2}, drawn((4,), (0,))),
         ({"rule": "rejection", "num_draws": 2}, drawn((4,), (0, 0))),
-        ({"rule": "rejection", "num_draws": 1}, drawn((4,), (0,), (4, 200), (1, 1))),
     ],
-    ids=["token", "draws under match", "too few draws", "one token twice", "support"],
+    ids=["draws under match", "too few draws", "one token twice"],
 )
 def test_invalid_drafts_add_nothing(options, draft):
     pool = make_pool(**options)
@@ -119,6 +120,43 @@ def test_invalid_drafts_add_nothing(options, draft):
     assert outcome.kind is Kind.INVALID
     assert "expected" in outcome.reason
     assert len(pool) == 0
+
+
+def test_a_token_past_the_vocabulary_is_dropped_with_what_hangs_below():
+    pool = make_pool()
+    tokens, parents = (4, 100, 5, 6, 2**31 - 1), (-1, -1, 1, 0, 3)
+    draft = Draft(7, 3, check_of(PROMPT), tokens, parents, (), bytes([9, 1, 2, 7, 3]))
+    outcome = pool.offer(1, draft)
+    assert (outcome.kind, outcome.new_nodes, outcome.dropped_nodes) == (Kind.NEW, 2, 3)
+    assert pool.codes() == {(4,): {1: 9}, (4, 6): {1: 7}}
+    outcome = pool.offer(1, draft)
+    assert (outcome.kind, outcome.dropped_nodes) == (Kind.DUPLICATE, 3)
+    assert outcome.reason == "expected tokens below 100"
+    late = chain((*PROMPT, 4), (100, 8))
+    assert pool.offer(2, late).kind is Kind.EARLY
+    assert [o.kind for _, o in pool.commit([4])] == [Kind.DUPLICATE]
+    assert paths(pool) == {(6,)}
+
+
+def test_draws_from_a_distribution_past_the_vocabulary_are_dropped_whichever_were_drawn():
+    """And everything below them; the draws at other nodes stay."""
+    support = (4, 5, 150)
+    for drawn_tokens in ((4, 5), (5, 4), (4, 150), (150, 5)):
+        pool = make_pool(rule="rejection", num_draws=2)
+        tokens = (1, 2, *drawn_tokens, 1, 2)
+        expansions = (
+            Expansion(-1, (0, 1), (1, 2, 3), (1, 1, 1)),
+            Expansion(0, (2, 3), support, (5, 6, 7)),
+            Expansion(2, (4, 5), (1, 2), (1, 1)),  # below a node that is dropped
+        )
+        draft = Draft(7, 3, check_of(PROMPT), tokens, (-1, -1, 0, 0, 2, 2), expansions)
+        outcome = pool.offer(1, draft)
+        assert (outcome.kind, outcome.dropped_nodes) == (Kind.NEW, 4)
+        assert pool.content() == {
+            (): (frozenset(), {1: Expansion(0, (1, 2), (1, 2, 3), (1, 1, 1))}),
+            (1,): (frozenset({1}), {}),
+            (2,): (frozenset({1}), {}),
+        }
 
 
 def test_a_draw_on_a_known_node_still_counts():
@@ -147,6 +185,18 @@ def test_groups_stand_in_order_of_arrival():
     tree = pool.select(64, 9).tree
     order = [tuple(tree.token_ids[c] for c in e.children) for e in tree.expansions]
     assert order == [(4, 5), (6, 4), (7, 4)]
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_a_tree_says_by_which_rule_it_is_verified(replacement):
+    guessed = make_pool().select(9, 9).tree
+    assert guessed.expansions is None
+    pool = make_pool(rule="rejection", num_draws=1, replacement=replacement)
+    assert pool.select(9, 9).tree.expansions == ()  # also while there is nothing to verify
+    pool.offer(1, drawn((4,), (0,)))
+    drawn_tree = pool.select(9, 9).tree
+    assert len(drawn_tree.expansions) == 1
+    assert drawn_tree.replacement is replacement
 
 
 @pytest.mark.parametrize("replaced", [(4, 5), (4, 4)])
@@ -211,14 +261,15 @@ def test_selection_takes_what_is_likeliest_up_to_the_depth():
     assert whole.open_mass == pytest.approx(0.313, rel=0.05)
     assert pool.select(64, 2).open_mass == pytest.approx(0.25, rel=0.05)
     selection = pool.select(1, 9)
-    assert selection == Selection(selection.tree, ((),), (0,), (1.0,), ())
+    assert selection == Selection(selection.tree, ((),), (0,), (1.0,), selection.openness)
+    assert selection.open_mass == pytest.approx(0.0, abs=0.01)
 
 
 def test_a_source_that_is_too_sure_is_found_out():
-    calibrations = {}
+    worths = Worths()
     text = list(PROMPT)
     for token in range(10, 60):  # 1 claims much and is always wrong, 2 claims little and is right
-        pool = Pool(7, text, vocab_size=100, calibrations=calibrations)
+        pool = Pool(7, text, vocab_size=100, worths=worths)
         for source in (1, 2):
             pool.enrol(source)
         pool.offer(1, sure(text, (1, 2, 3), 0.95, 0.95, 0.95))
@@ -227,8 +278,10 @@ def test_a_source_that_is_too_sure_is_found_out():
         pool.commit([token])
         text.append(token)
     assert taken[0] == 59
-    assert calibrations[1].table[code_of(0.95)] < 0.1
-    assert calibrations[2].table[code_of(0.4)] > 0.8
+    assert worths.of(1).calibration.table[code_of(0.95)] < 0.1
+    assert worths.of(2).calibration.table[code_of(0.4)] > 0.8
+    assert worths.credit(1) < 0.01
+    assert worths.credit(2) > 0.9
 
 
 def test_the_best_confidence_of_a_source_counts_in_any_order():
@@ -333,3 +386,32 @@ def test_taking_groups_by_a_fixed_charge_keeps_the_distribution():
     # A standard error below 0.0035; five of them are passed once in a million runs.
     assert output_shares(takes_all) == pytest.approx(TARGET, abs=0.0175)
     assert output_shares(takes_what_brings_rows) != pytest.approx(TARGET, abs=0.0175)
+
+
+def test_what_is_past_the_vocabulary_is_dropped_without_a_look_at_the_draws():
+    """One source's distribution holds a token past the vocabulary, and another's does not.
+
+    The planted twin drops a group only where such a token was drawn: the groups that stay are those
+    that drew others, which their distribution does not say.
+    """
+
+    def shares(whole_distribution, rounds=20_000):
+        rng = random.Random(7)
+        counts = Counter()
+        for _ in range(rounds):
+            pool = make_pool(rule="rejection", num_draws=1)
+            supports = {1: (0, 1, 100, 101), 2: (0, 1, 2, 3)}
+            for source, support in supports.items():
+                token = rng.choice(support)
+                if not whole_distribution and token < 100:
+                    support = (0, 1, 2, 3)
+                pool.offer(source, drawn((token,), (0,), support, (1, 1, 1, 1)))
+            tree = pool.select(9, 1).tree
+            drawn_tokens = [tree.token_ids[c] for e in tree.expansions for c in e.children]
+            assert all(token < 100 for token in drawn_tokens)
+            counts[verify(drawn_tokens, rng)] += 1
+        return [counts[t] / rounds for t in range(4)]
+
+    # A standard error below 0.0035; five of them are passed once in a million runs.
+    assert shares(whole_distribution=True) == pytest.approx(TARGET, abs=0.0175)
+    assert shares(whole_distribution=False) != pytest.approx(TARGET, abs=0.0175)

@@ -1,6 +1,13 @@
 import pytest
 
+from tests.verifier.fake_models import VOCAB_SIZE, FakeHome
+from wanspec_kernels.verifier import actions as actions_of
+from wanspec_kernels.verifier.generation import Generation
+from wanspec_kernels.verifier.policy import DraftAtHome, Verify
+from wanspec_kernels.verifier.request import Limits, Request
 from wanspec_kernels.verifier.row_budget import RowBudget
+
+PROMPT = (1, 2, 3)
 
 
 def settled(cost_ms, accepted, rounds=200, max_rows=64):
@@ -40,3 +47,40 @@ def test_useless_trees_are_made_small():
 def test_choices_keep_within_the_bound(max_rows):
     for cost_ms in (lambda rows: 0.0, lambda rows: 0.5 * rows):
         assert all(1 <= r <= max_rows for r in settled(cost_ms, [1], 50, max_rows))
+
+
+class FourRows:
+    """A budget that has found no more than four rows worth having."""
+
+    def choose(self):
+        return 4
+
+    def observe(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(("max_rows", "passes"), [(64, 10), (4, 2)], ids=["budget", "limit"])
+def test_home_is_not_stopped_by_a_budget_as_by_the_largest_tree(max_rows, passes):
+    """Home stopped where the budget was full, so no pass ever showed what deeper trees bring."""
+
+    class Deep:
+        def decide(self, view):
+            enough = view.home_passes >= 10 or view.depth >= view.max_depth
+            return Verify() if view.verifying or enough else DraftAtHome(1)
+
+    generation = Generation(
+        Request(1, PROMPT, 40),
+        vocab_size=VOCAB_SIZE,
+        policy=Deep(),
+        rows=FourRows(),
+        limits=Limits(max_rows=max_rows),
+        home=True,
+    )
+    home, asked = FakeHome(skill=1.0), 0
+    actions = generation.start(0.0)
+    while isinstance(actions[-1], actions_of.DraftAtHome):
+        asked += 1
+        drafts = home.draft(1, PROMPT, asked)
+        actions = generation.home_finished(drafts, float(asked))
+    assert asked == passes
+    assert len(actions[0].tree.token_ids) == 4

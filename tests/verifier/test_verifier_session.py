@@ -20,7 +20,7 @@ from wanspec_kernels.verifier.session import Session, SessionConfig, State
 
 OURS, THEIRS = bytes(range(32)), bytes(range(1, 33))
 PROMPT = (1, 2, 3)
-CONFIG = SessionConfig(heartbeat_ms=1000, max_malformed=3)
+CONFIG = SessionConfig(heartbeat_ms=1000)
 
 
 def hello(vocabulary=OURS, max_requests=4):
@@ -193,13 +193,9 @@ def test_quarantine_is_said_once_and_then_silence():
     assert session.counters["ignored"] == 1
 
 
-def test_malformed_messages_quarantine_in_the_end():
-    session = greeted()
-    replies = [session.malformed("expected a map") for _ in range(5)]
-    assert [len(r) for r in replies] == [1, 1, 1, 0, 0]
-    assert session.state is State.QUARANTINED
-    session = greeted()
-    assert session.on_message(Welcome(1, 1, 1, 1024), 0.0).send[0].code == ErrorCode.MALFORMED
+def test_what_a_drafter_does_not_send_is_malformed():
+    reaction = greeted().on_message(Welcome(1, 1, 1, 1024), 0.0)
+    assert (reaction.send, reaction.malformed) == ([], "expected a DRAFT, got Welcome")
 
 
 def test_opens_wait_after_a_quick_return():

@@ -107,6 +107,51 @@ def test_an_invalid_row_is_reported(
         result.raise_for_status()
 
 
+FILTERS: tuple[dict[str, float], ...] = (
+    {},
+    {"top_k": 3},
+    {"top_p": 0.9},
+    {"min_p": 0.1},
+    {"top_k": 300, "top_p": 0.9},  # more than a kernel's candidates
+)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_a_score_that_overflows_chooses_nothing(
+    filters: dict[str, float], dtype: torch.dtype, backend: str, device: str
+) -> None:
+    """Of scores that are all infinite the lowest id would win, whatever the logits."""
+    logits = torch.zeros(5, 500)
+    logits[0] -= 3e38
+    logits[0, [400, 7]] = torch.tensor([3e38, 2e38])
+    logits[1] = -3e38
+    logits[1, 400] = -2e38  # the largest score is -inf, and so is that of every other token
+    logits[2, [400, 7]] = torch.tensor([3e36, 2e36])  # times 100 still a number
+    logits[3] = -3e38
+    logits[3, 400] = 0.0
+    logits[4, [400, 7]] = torch.tensor([3e38, 2e38])  # greedy, nothing is divided
+    tree = DraftTree.build([([1], [-1])] * 5, device)
+    columns = {name: [value] * 5 for name, value in filters.items()}
+    sampling = SamplingParams.build(
+        5,
+        temperature=[0.01] * 4 + [0.0],
+        device=device,
+        **columns,  # type: ignore[arg-type]
+    )
+    result = verify_tree(
+        tree,
+        logits.to(device, dtype),
+        sampling,
+        torch.full((5,), 4, device=device),
+        backend=backend,  # type: ignore[arg-type]
+    )
+    assert result.status.tolist() == [1, 1, 0, 0, 0]
+    assert result.token_ids.tolist() == [[-1], [-1], [400], [400], [400]]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_and_empty_trees(backend: str, device: str) -> None:
     """Rows past the last tree and requests without rows, as a captured graph has them."""

@@ -261,6 +261,21 @@ def test_an_invalid_row_is_reported(bad: float, backend: str, device: str) -> No
     assert result.token_ids.tolist() == [[8, -1]]
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_logits_near_the_largest_float(
+    filters: dict[str, float], backend: str, device: str
+) -> None:
+    """Only differences are divided by the temperature, so the largest logit wins."""
+    logits = torch.full((2, 500), -3e38)
+    logits[:, [400, 7]] = torch.tensor([3e38, 2e38])
+    draw = Expansion(0, (1,), (7,), (1,))
+    tree = ([1, 7], [-1, 0])
+    found = verify_one(tree, logits, [draw], device, backend, temperature=0.01, **filters)
+    assert found == ([], [400])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_request_does_not_see_its_batch(backend: str, device: str) -> None:
     case = random_case(21, 63, batch=3)

@@ -9,6 +9,7 @@ from wanspec_kernels.tree import DraftTree
 MAX_HEAD_DIM = 256
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FLOAT8 = torch.float8_e4m3fn
+PAGE_SIZES = "16, 32, 64, ..."
 
 
 def check_arguments(
@@ -22,7 +23,7 @@ def check_arguments(
 ) -> None:
     """Raises ValueError, with what was expected and what came."""
     _check_shapes(query, k_pages, v_pages, tree.num_nodes)
-    _check_slots(page_table, context_lens, tree.batch)
+    check_slots(page_table, context_lens, tree.batch)
     _check_scoring(scoring, query, k_pages)
     quantised = k_pages.dtype == FLOAT8
     for name, pages in (("k_pages", k_pages), ("v_pages", v_pages)):
@@ -34,11 +35,8 @@ def check_arguments(
         ("query", query),
         ("k_pages", k_pages),
         ("v_pages", v_pages),
-        ("page_table", page_table),
-        ("context_lens", context_lens),
     ):
-        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            raise ValueError(f"{name}: expected stride 1 last, got {tensor.stride()}")
+        _check_stride(name, tensor)
     for name, tensor in (
         ("k_pages", k_pages),
         ("v_pages", v_pages),
@@ -62,15 +60,21 @@ def _check_shapes(query: Tensor, k_pages: Tensor, v_pages: Tensor, num_nodes: in
             f"{MAX_HEAD_DIM}, got {list(k_pages.shape)}"
         )
     page_size, kv_heads = k_pages.shape[1:3]
-    if page_size < 16 or page_size & (page_size - 1):
-        raise ValueError(f"k_pages: expected a page_size of 16, 32, 64, ..., got {page_size}")
+    if not is_page_size(page_size):
+        raise ValueError(f"k_pages: expected a page_size of {PAGE_SIZES}, got {page_size}")
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"query: expected a multiple of {kv_heads} heads, got {heads}")
     if v_pages.shape != k_pages.shape:
         raise ValueError(f"v_pages: expected {list(k_pages.shape)}, got {list(v_pages.shape)}")
 
 
-def _check_slots(page_table: Tensor, context_lens: Tensor, batch: int) -> None:
+def is_page_size(page_size: int) -> bool:
+    """Whether kernels read pages of so many slots."""
+    return page_size >= 16 and page_size & (page_size - 1) == 0
+
+
+def check_slots(page_table: Tensor, context_lens: Tensor, batch: int) -> None:
+    """Raises ValueError unless they are of `batch` requests."""
     if context_lens.shape != (batch,) or context_lens.dtype != torch.int32:
         raise ValueError(
             f"context_lens: expected [{batch}] int32, "
@@ -81,6 +85,13 @@ def _check_slots(page_table: Tensor, context_lens: Tensor, batch: int) -> None:
         raise ValueError(
             f"page_table: expected [{batch}, max_pages] int32, got {list(shape)} {page_table.dtype}"
         )
+    _check_stride("page_table", page_table)
+    _check_stride("context_lens", context_lens)
+
+
+def _check_stride(name: str, tensor: Tensor) -> None:
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ValueError(f"{name}: expected stride 1 last, got {tensor.stride()}")
 
 
 def _check_scoring(scoring: Scoring, query: Tensor, k_pages: Tensor) -> None:

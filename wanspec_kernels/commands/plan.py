@@ -2,58 +2,87 @@
 
 import json
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from wanspec_kernels.commands.failure import fail
+from wanspec_kernels.command_line import describe, existing_file, fail, number, whole
+from wanspec_kernels.commands.progress import progress_bar
 
 if TYPE_CHECKING:
     from wanspec_kernels.planning.candidates import Candidate
     from wanspec_kernels.planning.inputs import Inputs
-    from wanspec_kernels.planning.study import Map, Study
-    from wanspec_kernels.planning.verdict import Expectation, Verdict
+    from wanspec_kernels.planning.study import Study
+    from wanspec_kernels.planning.verdict import Verdict
+    from wanspec_kernels.simulation.measures import Map
 
 UNSUPPORTED = 3  # exit status
-ASSUMES = (
-    "Of the simulator, in virtual time, rule match; intervals are 95 % over texts and spells of "
-    "the links, not over what the model leaves out: machines shared with others (also "
-    "of target and home drafter), engines' own time, links at hours that were not probed."
-)
 
 
 def plan(
-    file: Annotated[Path, typer.Argument(help="What was measured, a TOML file as below.")],
-    tokens: Annotated[int, typer.Option(min=50, help="Of a run.")] = 500,
-    seeds: Annotated[int, typer.Option(min=3, max=64, help="Runs of each finalist.")] = 8,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            parser=existing_file,
+            metavar="FILE",
+            help="A TOML file with what was measured, as described above.",
+        ),
+    ],
+    minutes: Annotated[
+        float,
+        number(
+            "The study takes about so long, and simulates as much as fits in. More time narrows "
+            "the intervals.",
+            above=0,
+            high=10_000,
+        ),
+    ] = 1.0,
+    tokens: Annotated[
+        int | None,
+        whole("A run of the best settings has this many tokens, however long that takes.", 50),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        whole("Each of the best settings runs this many times, on other texts.", 3, 64),
+    ] = None,
+    workers: Annotated[int, whole("This many processes simulate at a time.", 1, 1024)] = (
+        os.cpu_count() or 1
+    ),
+    json_: Annotated[
+        bool, typer.Option("--json", help="Standard output gets one JSON object and no table.")
+    ] = False,
 ) -> None:
-    """Which drafters to use, the tree and the policy, and what to expect; or why nobody can say.
+    """Say which drafters to use and with which settings, and what to expect of them.
+
+    Passes of target and drafters, traces and links are yours, as you measured them; the rest is
+    simulated. Where what you measured does not tell, it says why and gives no figure. The file:
 
     \b
     \\[target]
-    pass_ms = {1 = 30.0, 64 = 31.5}     # by rows, as measured
+    pass_ms = {1 = 30.0, 64 = 31.5}  # a pass over 1 row and over 64
     \\[draft]
-    trace = "pair.npz"                  # of `wanspec trace`; or top_1 = 0.8
-    \\[home]                              # leave it out where there is no drafter at home
+    trace = "pair.npz"               # of `wanspec trace`; or top_1 = 0.8
+    \\[home]                           # leave it out if nothing drafts there
     pass_ms = 3.0
     \\[\\[drafters]]
     name = "my-university"
-    pass_ms = 4.0                       # or by rows; trace or top_1 for a model of its own
-    links = "links.jsonl"               # of `wanspec probe link --name my-university`
+    pass_ms = 4.0                    # or by rows; trace or top_1 if its own
+    links = "links.jsonl"            # of `wanspec probe link`
 
-    Exit status: 0 there is a plan, which may be to draft at home; 2 a file is malformed; 3 what is
-    asked for lies outside what the model supports, and each reason is named.
+    The exit status is 0 if there is a result, which may be to draft at home; 2 if a file is
+    malformed; and 3 if the model does not support what is asked, with each reason.
     """
+    from wanspec_kernels.commands import plan_report
+    from wanspec_kernels.planning.effort import Effort
     from wanspec_kernels.planning.errors import UnsupportedError
     from wanspec_kernels.planning.inputs import read
     from wanspec_kernels.planning.study import study
@@ -62,21 +91,31 @@ def plan(
     console = Console(stderr=json_, highlight=False)
     try:
         inputs = read(file)
-        with _mapping(workers) as mapped, console.status("") as status:
-            found = study(inputs, tokens=tokens, seeds=seeds, mapped=mapped, progress=status.update)
-        verdict = judge(found)
     except UnsupportedError as refusal:
-        if json_:
-            print(json.dumps({"unsupported": refusal.reasons}))
-        for reason in refusal.reasons:
-            typer.echo(f"wanspec: {reason}", err=True)
-        fail("the model does not support this plan: no figure is given", status=UNSUPPORTED)
+        _refuse(refusal.reasons, json_)
     except (OSError, ValueError) as error:
-        fail(str(error))
+        fail(f"FILE: {describe(error)}")
+    effort = Effort(60.0 * minutes, tokens, seeds, workers)
+    try:
+        with _mapping(workers) as mapped, progress_bar() as progress:
+            found = study(inputs, effort, mapped=mapped, progress=progress)
+    except UnsupportedError as refusal:
+        _refuse(refusal.reasons, json_)
+    except BrokenProcessPool:
+        fail("a process that simulated has ended; is there memory for --workers of them?", status=1)
+    verdict = judge(found)
     if json_:
         print(json.dumps(_report(inputs, found, verdict)))
     else:
-        _show(console, inputs, found, verdict)
+        plan_report.show(console, inputs, found, verdict)
+
+
+def _refuse(reasons: list[str], json_: bool) -> None:
+    if json_:
+        print(json.dumps({"unsupported": reasons}))
+    for reason in reasons:
+        typer.echo(f"wanspec: {reason}", err=True)
+    fail("the model does not support this plan: no figure is given", status=UNSUPPORTED)
 
 
 @contextmanager
@@ -86,15 +125,26 @@ def _mapping(workers: int) -> "Iterator[Map]":
         return
     # Not forked: libraries have threads by now.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield pool.map
 
+        def mapped(call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+            # It starts processes, which inherit this: a Ctrl-C is for the one that can tell.
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                results = pool.map(call, items)
+            finally:
+                signal.signal(signal.SIGINT, before)
+            yield from results
 
-def _name(inputs: "Inputs", candidate: "Candidate") -> str:
-    drafters = " + ".join(candidate.names(inputs))
-    return f"{drafters}, {candidate.policy}, {candidate.rows} rows, width {candidate.width}"
+        try:
+            yield mapped
+        except BaseException:
+            for process in active_children():  # what they are at may take minutes
+                process.terminate()
+            raise
 
 
 def _report(inputs: "Inputs", study: "Study", verdict: "Verdict") -> dict[str, Any]:
+    from wanspec_kernels.commands.plan_report import ASSUMES, advice
     from wanspec_kernels.planning.support import notes
 
     def entry(candidate: "Candidate") -> dict[str, Any]:
@@ -103,6 +153,7 @@ def _report(inputs: "Inputs", study: "Study", verdict: "Verdict") -> dict[str, A
     return {
         "verdict": verdict.use.value,
         "chosen": entry(verdict.chosen) if verdict.chosen else None,
+        "advice": advice(inputs, study, verdict),
         "finalists": [
             entry(candidate) | {"expected": asdict(expected)}
             for candidate, expected in verdict.expectations.items()
@@ -116,50 +167,3 @@ def _report(inputs: "Inputs", study: "Study", verdict: "Verdict") -> dict[str, A
         "seeds": study.seeds,
         "assumes": ASSUMES,
     }
-
-
-def _show(console: Console, inputs: "Inputs", study: "Study", verdict: "Verdict") -> None:
-    from wanspec_kernels.planning.support import notes
-
-    table = Table(title=f"wanspec plan: {len(study.seeds)} runs of {study.tokens} tokens each")
-    table.add_column("")
-    for title in ("latency\nms a token", "95th", "home passes\na token", "tokens\na pass"):
-        table.add_column(title, justify="right")
-    for title in ("latency\n× co-located", "home\npasses ×", "time at\nthe target ×", "Mbit/s up"):
-        table.add_column(title, justify="right")
-    for candidate, expected in verdict.expectations.items():
-        style = "bold" if candidate == verdict.chosen else ""
-        table.add_row(_name(inputs, candidate), *_cells(expected), style=style)
-    table.add_section()
-    for name, expected in verdict.here.items():
-        table.add_row(name, *_cells(expected))
-    console.print(table)
-    console.print(f"[bold]{verdict.use.value}[/bold]")
-    if verdict.chosen is not None:
-        console.print(f"  {_name(inputs, verdict.chosen)}")
-    for drafter in inputs.drafters:
-        for reason in study.refused.get(drafter.name, []):
-            console.print(f"not used: {drafter.name}: {reason}")
-        if drafter.name not in study.refused:
-            console.print("\n".join(notes(drafter)))
-    for candidate, reasons in study.dropped.items():
-        console.print(f"not counted: {_name(inputs, candidate)}: {'; '.join(reasons)}")
-    console.print(ASSUMES, style="dim")
-
-
-def _cells(expected: "Expectation") -> list[str]:
-    passes = expected.passes_ratio
-    return [
-        f"{expected.latency_ms.mean:.2f}",
-        f"{expected.p95_ms.mean:.1f}",
-        f"{expected.local_passes.mean:.2f}",
-        f"{expected.tokens_per_pass.mean:.2f}",
-        f"{expected.latency_ratio.mean:.2f} ({_range(expected.latency_ratio)})",
-        "–" if passes is None else f"{passes.mean:.2f}",
-        f"{expected.hot_ratio.mean:.2f}",
-        f"{expected.up_mbit.mean:.1f}",
-    ]
-
-
-def _range(interval: Any) -> str:
-    return f"{interval.low:.2f}–{interval.high:.2f}"

@@ -11,25 +11,60 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from wanspec_kernels.commands.failure import fail
+from wanspec_kernels.command_line import (
+    Command,
+    Group,
+    describe,
+    existing_file,
+    existing_folder,
+    fail,
+    naming,
+    number,
+    output_file,
+    whole,
+)
 
 app = typer.Typer(
-    help="Measure links and endpoints, for `wanspec plan`; each run appends to a file.",
+    cls=Group,
+    help="Measure links and endpoints for `wanspec plan`.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
-Output = Annotated[Path, typer.Option(help="JSON lines, appended to.")]
-Region = Annotated[str, typer.Option(help="Where this machine is, for people and reports.")]
+Output = Annotated[
+    Path,
+    typer.Option(
+        parser=output_file,
+        metavar="FILE",
+        help="The file of records, a line of JSON each; new ones are added to its end.",
+    ),
+]
+Region = Annotated[
+    str, typer.Option(help="The place where this machine is, for people and reports.")
+]
 
 
-@app.command()
+@app.command(cls=Command)
 def serve(
-    bind: Annotated[str, typer.Option(help="Such as tcp://*:5556.")],
-    key: Annotated[Path, typer.Option(help="Our NAME.secret.")],
-    allowed: Annotated[Path, typer.Option(help="The folder of drafters' NAME.key files.")],
+    bind: Annotated[str, typer.Option(help="The address to listen at, such as tcp://*:5556.")],
+    key: Annotated[
+        Path,
+        typer.Option(
+            parser=existing_file,
+            metavar="FILE",
+            help="The verifier's secret key, NAME.secret of `wanspec keygen`.",
+        ),
+    ],
+    allowed: Annotated[
+        Path,
+        typer.Option(
+            parser=existing_folder,
+            metavar="FOLDER",
+            help="The folder with the NAME.key file of each drafter that may probe.",
+        ),
+    ],
 ) -> None:
-    """Answer link probes where the verifier is to run, until interrupted.
+    """Answer `wanspec probe link` where the verifier is to run, until you stop it with Ctrl-C.
 
     The keys are those of the verifier and its drafters:
 
@@ -38,38 +73,68 @@ def serve(
     from wanspec_kernels import keys
     from wanspec_kernels.probing.responder import Responder
 
+    with naming("--key"):
+        secret = keys.load_secret(key)
+    with naming("--allowed"):
+        allow_list = keys.AllowList(allowed)
+
     async def run() -> None:
-        responder = Responder(bind, secret=keys.load_secret(key), allowed=keys.AllowList(allowed))
-        async with responder:
+        async with Responder(bind, secret=secret, allowed=allow_list) as responder:
             typer.echo(f"probes may dial {responder.address}", err=True)
             await responder.serve()
 
-    try:
+    with naming("--bind"):
         asyncio.run(run())
-    except KeyboardInterrupt:
-        pass
-    except (OSError, ValueError) as error:
-        fail(str(error))
 
 
-@app.command()
+@app.command(cls=Command)
 def link(
-    connect: Annotated[str, typer.Argument(help="Where `wanspec probe serve` is.")],
-    key: Annotated[Path, typer.Option(help="Our NAME.secret.")],
-    server_key: Annotated[Path, typer.Option(help="The verifier's NAME.key.")],
+    connect: Annotated[
+        str,
+        typer.Argument(help="The address of `wanspec probe serve`, as tcp://HOST:PORT."),
+    ],
+    key: Annotated[
+        Path,
+        typer.Option(
+            parser=existing_file,
+            metavar="FILE",
+            help="This drafter's secret key, NAME.secret of `wanspec keygen`.",
+        ),
+    ],
+    server_key: Annotated[
+        Path,
+        typer.Option(
+            parser=existing_file,
+            metavar="FILE",
+            help="The verifier's public key, its NAME.key.",
+        ),
+    ],
     output: Output,
-    name: Annotated[str, typer.Option(help="The drafter's, as in the plan.")],
+    name: Annotated[
+        str, typer.Option(help="The drafter's name, by which `wanspec plan` finds its records.")
+    ],
     region: Region = "",
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600.0)] = 60.0,
-    interval_ms: Annotated[float, typer.Option(min=1.0, help="Between two messages.")] = 20.0,
+    seconds: Annotated[
+        float,
+        number(
+            "The delays are measured for this many seconds; the bandwidth comes after.", 0.1, 3600
+        ),
+    ] = 60.0,
+    interval_ms: Annotated[float, number("A message leaves every so many ms.", 1, 10_000)] = 20.0,
     payload_bytes: Annotated[
-        int | None, typer.Option(help="Of a message; a full DRAFT's if not given.")
+        int | None,
+        whole(
+            "Each message has this many bytes; without this option as many as a full message of "
+            "drafts.",
+            64,
+            262_144,
+        ),
     ] = None,
 ) -> None:
-    """Measure a link from a drafter's machine to the verifier's, with messages of the real size.
+    """Measure the link from a drafter's machine to the verifier's, with messages of the real size.
 
-    Round trip and jitter each way from messages that do not wait for each other, then bandwidth
-    from messages back to back. Run it at several times of day: records add up.
+    Messages that do not wait for each other give the round trip and its jitter each way; messages
+    back to back give the bandwidth. Run it at several times of day, for records add up.
 
         wanspec probe link tcp://verifier.example:5556 --key my-university.secret \\
             --server-key verifier.key --name my-university --output links.jsonl
@@ -79,9 +144,14 @@ def link(
     from wanspec_kernels.probing.link import LinkProbe, Pacing
     from wanspec_kernels.probing.records import append, percentiles
 
+    if not name:
+        fail("--name: expected a drafter's name, got none")
+    with naming("--key"):
+        secret = keys.load_secret(key)
+    with naming("--server-key"):
+        public = keys.load_public(server_key)
     try:
         pacing = Pacing(payload_bytes or frames.draft_bytes(), seconds, interval_ms)
-        secret, public = keys.load_secret(key), keys.load_public(server_key)
         with (
             LinkProbe(connect, secret=secret, server_public=public) as probe,
             Progress(console=Console(stderr=True), transient=True) as bar,
@@ -95,7 +165,7 @@ def link(
             )
         append(output, record)
     except (OSError, ValueError) as error:
-        fail(str(error))
+        fail(error)
     low, high, highest = percentiles(record.round_trips_ms, (50, 95, 99))
     typer.echo(
         f"{name}: {record.payload_bytes} bytes up, {record.reply_bytes} down, "
@@ -104,32 +174,47 @@ def link(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def endpoint(
-    url: Annotated[str, typer.Argument(help="Such as https://host/v1.")],
-    model: Annotated[str, typer.Option(help="As the endpoint calls it.")],
+    url: Annotated[str, typer.Argument(help="The endpoint's address, such as https://host/v1.")],
+    model: Annotated[str, typer.Option(help="The model's name, as the endpoint calls it.")],
     region: Region,
     output: Output,
-    times: Annotated[int, typer.Option(min=1, help="Requests, one after another.")] = 1,
-    every_s: Annotated[float, typer.Option(min=0.0, help="Between the starts of two.")] = 300.0,
-    max_tokens: Annotated[int, typer.Option(min=2, max=4096)] = 64,
-    prompt: Annotated[str | None, typer.Option(help="A short one of ours if not given.")] = None,
+    times: Annotated[int, whole("This many requests are made, one after another.", 1)] = 1,
+    every_s: Annotated[
+        float, number("This many seconds lie between the starts of two requests.", 0, 86_400)
+    ] = 300.0,
+    max_tokens: Annotated[int, whole("The endpoint is asked for this many tokens.", 2, 4096)] = 64,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="The prompt that is sent; without this option it is a short one of ours."
+        ),
+    ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat/--completions", help="Which of the two paths.")
+        bool,
+        typer.Option(
+            "--chat/--completions",
+            help="Which path is asked: /chat/completions, or /completions.",
+        ),
     ] = True,
     key_env: Annotated[
-        str, typer.Option(help="Environment variable with the API key, if there is one.")
+        str,
+        typer.Option(help="The environment variable that has the API key, if there is one."),
     ] = "OPENAI_API_KEY",
-    timeout_s: Annotated[float, typer.Option(min=0.1, max=3600.0, help="Of a request.")] = 60.0,
+    timeout_s: Annotated[
+        float, number("A request is given up after this many seconds.", 0.1, 3600)
+    ] = 60.0,
 ) -> None:
-    """Time an OpenAI-compatible endpoint's stream: first token, then between tokens.
+    """Time the stream of an OpenAI-compatible endpoint: its first token, and between tokens.
 
-    A day from here, every five minutes:
+    This measures a day from here, every five minutes:
 
         wanspec probe endpoint https://host/v1 --model NAME --region eu-north \\
             --output endpoints.jsonl --times 288
 
-    Errors are recorded and the next request goes on; a refusal such as 401 ends it.
+    An error is recorded and the next request goes on; a refusal such as 401 ends the command. What
+    was recorded before you stop it with Ctrl-C stays in the file.
     """
     import httpx2
 
@@ -157,27 +242,29 @@ def endpoint(
             )
             if number + 1 < times:
                 time.sleep(max(0.0, every_s - (time.monotonic() - began)))
-    except KeyboardInterrupt:
-        pass
     except (OSError, ValueError, EndpointRefused) as error:
-        fail(str(error))
+        fail(error)
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
-    files: Annotated[list[Path], typer.Argument(help="Of `wanspec probe endpoint`.")],
-    hours: Annotated[int, typer.Option(min=1, max=24, help="Of one row.")] = 24,
+    files: Annotated[
+        list[Path], typer.Argument(help="Files of records of `wanspec probe endpoint`.")
+    ],
+    hours: Annotated[
+        int, whole("A row of the table stands for this many hours of a day.", 1, 24)
+    ] = 24,
 ) -> None:
-    """Percentiles of endpoints' latencies, by region and time."""
+    """Show the percentiles of endpoints' latencies, by region and time of day."""
     from wanspec_kernels.probing.records import EndpointRecord, load
     from wanspec_kernels.probing.summary import summarise
 
     try:
         records = [record for path in files for record in load(path, EndpointRecord)]
     except (OSError, ValueError) as error:
-        fail(str(error))
+        fail(f"FILES: {describe(error)}")
     if not records:
-        fail("expected records of `wanspec probe endpoint`, found none")
+        fail("FILES: expected records of `wanspec probe endpoint`, found none")
     table = Table(title="first token and between tokens, ms: 50th, 95th, 99th percentile")
     for title in ("region", "model", "from, UTC"):
         table.add_column(title)

@@ -1,7 +1,7 @@
 """`wanspec simulate`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any
@@ -10,7 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from wanspec_kernels.commands.failure import fail
+from wanspec_kernels.command_line import choice, fail, naming, number, numbers, whole
+from wanspec_kernels.commands.progress import progress_bar
+
+MAX_ROUND_TRIP_MS = 10_000.0
 
 
 class PolicyName(StrEnum):
@@ -22,54 +25,120 @@ class PolicyName(StrEnum):
 
 def simulate(
     trace: Annotated[
-        str, typer.Option(help="bundled, synthetic:0.8, or a file of `wanspec trace`.")
+        str,
+        typer.Option(
+            help="What the draft model proposes along the target's texts: a file of `wanspec "
+            "trace`, bundled, or synthetic:0.8, whose first proposal is right 80 % of the time."
+        ),
     ] = "bundled",
-    round_trip_ms: Annotated[str, typer.Option(help="Of each drafter's link, with commas.")] = "30",
-    policy: PolicyName = PolicyName.expected_gain,
+    round_trip_ms: Annotated[
+        str,
+        typer.Option(
+            help="The round trip of each remote drafter's link in ms, with commas; '' is no "
+            "drafter at all."
+        ),
+    ] = "30",
+    policy: Annotated[
+        PolicyName,
+        choice(
+            "The policy decides, when the target falls free, whether to verify what is here, to "
+            "wait for remote drafters or to draft at home.",
+            PolicyName,
+            "POLICY",
+        ),
+    ] = PolicyName.expected_gain,
     home_passes: Annotated[
-        int, typer.Option(min=1, help="A round, of always-local and entropy-gate.")
+        int,
+        whole(
+            "always-local and entropy-gate make this many draft passes at home in a round, which "
+            "is what leads to one pass of the target.",
+            1,
+        ),
     ] = 5,
     pass_price: Annotated[
-        float | None, typer.Option(min=0.0, help="Tokens a home pass costs, of expected-gain.")
+        float | None,
+        number("expected-gain takes a draft pass at home to cost this many tokens.", 0),
     ] = None,
-    jitter_ms: Annotated[float, typer.Option(min=0.0)] = 0.0,
-    bandwidth_mbit: Annotated[float | None, typer.Option(min=0.001)] = None,
-    loss: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of a message; TCP resends.")] = 0.0,
-    stall_ms: Annotated[float, typer.Option(min=0.0, help="Every --stall-every-ms.")] = 0.0,
-    stall_every_ms: Annotated[float, typer.Option(min=1.0)] = 20_000.0,
-    target_pass_ms: Annotated[float, typer.Option(min=0.01)] = 30.0,
-    target_row_ms: Annotated[float, typer.Option(min=0.0, help="Of each row more.")] = 0.0,
-    home_pass_ms: Annotated[float, typer.Option(min=0.01)] = 3.0,
-    remote_pass_ms: Annotated[float, typer.Option(min=0.01)] = 4.0,
-    max_rows: Annotated[int, typer.Option(min=1, max=1024, help="Of a verified tree.")] = 64,
-    requests: Annotated[int, typer.Option(min=1)] = 1,
-    tokens: Annotated[int, typer.Option(min=1, help="Of each request.")] = 1000,
-    seed: int = 0,
-    baselines: Annotated[bool, typer.Option(help="Tune co-located speculation, too.")] = True,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+    jitter_ms: Annotated[
+        float, number("A message takes up to this many ms longer, each way.", 0, 60_000)
+    ] = 0.0,
+    bandwidth_mbit: Annotated[
+        float | None,
+        number("A link carries this many Mbit/s; without this option there is no limit.", above=0),
+    ] = None,
+    loss: Annotated[float, number("TCP has to send this share of messages again.", 0, 0.9)] = 0.0,
+    stall_ms: Annotated[
+        float, number("A link stands still for this many ms every --stall-every-ms.", 0, 3_600_000)
+    ] = 0.0,
+    stall_every_ms: Annotated[
+        float, number("This many ms lie between the beginnings of two stalls.", 1)
+    ] = 20_000.0,
+    target_pass_ms: Annotated[
+        float,
+        number("A pass of the target over one row, or token, takes this many ms.", 0.01, 60_000),
+    ] = 30.0,
+    target_row_ms: Annotated[
+        float, number("It takes this many ms more for each row more.", 0, 60_000)
+    ] = 0.0,
+    home_pass_ms: Annotated[
+        float, number("A pass of the draft model at home takes this many ms.", 0.01, 60_000)
+    ] = 3.0,
+    remote_pass_ms: Annotated[
+        float, number("A pass of a remote drafter takes this many ms.", 0.01, 60_000)
+    ] = 4.0,
+    max_rows: Annotated[
+        int, whole("The target verifies this many tokens in one pass at most.", 1, 1024)
+    ] = 64,
+    requests: Annotated[int, whole("This many texts are written at a time.", 1, 1024)] = 1,
+    tokens: Annotated[int, whole("Each text has this many tokens.", 1)] = 1000,
+    seed: Annotated[
+        int, whole("Another seed chooses other texts, and other moments of a link.", 0)
+    ] = 0,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            help="Whether to tune speculation without remote drafters on the same texts, for "
+            "comparison."
+        ),
+    ] = True,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Standard output gets one JSON object and no table.")
+    ] = False,
 ) -> None:
-    """Decode in virtual time, with the verifier's and the drafters' own state machines."""
+    """Say how fast a target and drafters would be over links that you describe.
+
+    Nothing is waited for: the verifier and the drafters are the real ones, but models, links and
+    the clock are simulated. Home is the draft model beside the target; the others are remote.
+    """
     from wanspec_kernels.simulation import measures
     from wanspec_kernels.simulation.link import LinkProfile
     from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
     from wanspec_kernels.simulation.traces import load
     from wanspec_kernels.verifier.request import Limits
 
+    round_trips: tuple[float, ...] = ()
+    if round_trip_ms.strip():
+        round_trips = numbers("--round-trip-ms", round_trip_ms, 0.0, MAX_ROUND_TRIP_MS)
+    if 0 < stall_every_ms <= stall_ms:
+        fail(
+            f"--stall-ms: expected less than --stall-every-ms {stall_every_ms:g}, got {stall_ms:g}"
+        )
+    with naming("--trace"):
+        recorded = load(trace)
+    links = [
+        LinkProfile(
+            value,
+            jitter_ms,
+            bandwidth_mbit,
+            loss,
+            stall_ms=stall_ms,
+            stall_every_ms=stall_every_ms,
+        )
+        for value in round_trips
+    ]
     try:
-        round_trips = [float(part) for part in round_trip_ms.split(",") if part.strip()]
-        links = [
-            LinkProfile(
-                value,
-                jitter_ms,
-                bandwidth_mbit,
-                loss,
-                stall_ms=stall_ms,
-                stall_every_ms=stall_every_ms,
-            )
-            for value in round_trips
-        ]
         scenario = Scenario(
-            load(trace),
+            recorded,
             tuple(DrafterProfile(link, Machine(remote_pass_ms)) for link in links),
             policy=_policy(policy, home_passes, pass_price),
             target=Machine(target_pass_ms, target_row_ms),
@@ -79,30 +148,58 @@ def simulate(
             tokens=tokens,
             seed=seed,
         )
-    except (OSError, ValueError) as error:
-        fail(str(error))
+    except ValueError as error:
+        fail(error)
     console = Console(stderr=json_, highlight=False)
     report: dict[str, Any] = {"seed": seed, "trace": scenario.trace.about, "policy": policy.value}
 
-    def run(name: str, what: str, call: Callable[[], Any]) -> Any:
-        with console.status(what):
-            found = call()
-        report[name] = asdict(found)
-        return found
+    with progress_bar() as progress:
 
-    ours = run("measures", "the scenario", lambda: measures.measure(scenario))
-    if baselines:
-        tree = run("best_tree", "the best tree", lambda: measures.best_tree(scenario)).measures
-        run("best_chain", "the best chain", lambda: measures.best_chain(scenario))
-        run("plain", "the target alone", lambda: measures.plain(scenario))
-        report["latency_ratio"] = ours.latency_ms / tree.latency_ms
-        report["local_passes_ratio"] = ours.local_passes / tree.local_passes
+        def run(name: str, share: float, what: str, call: Callable[[], Any]) -> Any:
+            progress(share, what)
+            found = call()
+            report[name] = asdict(found)
+            return found
+
+        ours = run("measures", 0.0, "the scenario", lambda: measures.measure(scenario))
+        if baselines:
+            tree = run("best_tree", 0.2, "the best tree", lambda: measures.best_tree(scenario))
+            run("best_chain", 0.9, "the best chain", lambda: measures.best_chain(scenario))
+            run("plain", 0.98, "the target alone", lambda: measures.plain(scenario))
+            report["latency_ratio"] = ours.latency_ms / tree.measures.latency_ms
+            report["local_passes_ratio"] = ours.local_passes / tree.measures.local_passes
     if json_:
         print(json.dumps(report))
     else:
         console.print(_table(report))
+        console.print(conclusion(report, round_trips))
     if not ours.exact:
         fail("a text differs from the target's own", status=1)
+
+
+def conclusion(report: dict[str, Any], round_trips_ms: Sequence[float]) -> str:
+    """What the figures mean, in a sentence."""
+    ours = report["measures"]
+    away = " and ".join(f"{ms:g}" for ms in round_trips_ms)
+    drafters = "drafters" if len(round_trips_ms) > 1 else "a drafter"
+    with_whom = f"With {drafters} {away} ms away" if away else "Without any remote drafter"
+    begin = f"{with_whom}, a token takes {ours['latency_ms']:.1f} ms"
+    if "plain" not in report:
+        return f"{begin}; without --no-baselines you learn what that is worth."
+    alone, best = report["plain"], report["best_tree"]["measures"]
+    latency_ms, best_ms = ours["latency_ms"], best["latency_ms"]
+    return (
+        f"{begin}: {alone['latency_ms'] / latency_ms:.1f} times as fast as the target alone, and "
+        f"{_compared(best_ms / latency_ms)} the best that a draft model beside the target does by "
+        f"itself ({best_ms:.1f} ms), with {ours['local_passes']:.2f} draft passes a token at home "
+        f"instead of {best['local_passes']:.2f}."
+    )
+
+
+def _compared(speed: float) -> str:
+    if 0.98 <= speed <= 1.02:
+        return "as fast as"
+    return f"{abs(speed - 1):.0%} {'faster' if speed > 1 else 'slower'} than"
 
 
 def _policy(name: PolicyName, passes: int, price: float | None) -> Any:

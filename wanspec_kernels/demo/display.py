@@ -20,14 +20,13 @@ class Terminal(Observer):
 
     def __init__(self, console: Console, tokenizer: Any) -> None:
         self._console = console
-        self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer)
+        self._style = ""  # of the last token
 
     def progress(self, text: str) -> None:
         self._console.print(Text(text, "dim"))
 
     def prompt(self, name: str, text: str) -> None:
-        self._stream = TextStream(self._tokenizer)
         self._console.print()
         self._console.rule(f"[bold]{name}")
         shown = text.splitlines()[-PROMPT_LINES:]
@@ -35,8 +34,14 @@ class Terminal(Observer):
 
     def tokens(self, token_ids: Sequence[int], drafted_by: Sequence[str | None]) -> None:
         for token, drafter in zip(token_ids, drafted_by, strict=True):
-            text = Text(self._stream.push(token), style_of(drafter))
-            self._console.print(text, end="", soft_wrap=True)
+            self._style = style_of(drafter)
+            self._print(self._stream.push(token))
+
+    def text_ended(self) -> None:
+        self._print(self._stream.flush())
+
+    def _print(self, text: str) -> None:
+        self._console.print(Text(text, self._style), end="", soft_wrap=True)
 
 
 class Quiet(Observer):

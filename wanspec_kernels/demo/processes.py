@@ -150,5 +150,7 @@ def _spawn(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
+        # A Ctrl-C is for us: we stop the others, and they would each say so.
+        start_new_session=True,
         preexec_fn=prepare if sys.platform == "linux" else None,
     )

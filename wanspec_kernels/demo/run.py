@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from wanspec_kernels.assembly import Pair, Rule
+from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
 from wanspec_kernels.keys import AllowList, load_secret
 from wanspec_kernels.sampling import SamplingParams
@@ -37,7 +37,7 @@ class Settings:
     draft: str
     temperature: float
     seed: int
-    rule: Rule
+    rule: Literal["match", "rejection"]
     max_tokens: int
     round_trips_ms: tuple[float, ...]  # of the drafters' links
     target_pass_ms: float
@@ -53,6 +53,9 @@ class Observer:
 
     def tokens(self, token_ids: Sequence[int], drafted_by: Sequence[str | None]) -> None:
         """Committed tokens, and who drafted each: a drafter's name, `HOME_NAME`, or nobody."""
+
+    def text_ended(self) -> None:
+        """The last prompt's text is complete."""
 
 
 class PacedTarget:
@@ -87,7 +90,7 @@ async def _run(settings: Settings, observe: Callable[[Pair], Observer]) -> dict[
     # that; the demo compares texts.
     pair = Pair.load(settings.model, settings.draft, settings.device, torch.float32)
     observer = observe(pair)
-    target = PacedTarget(pair.decoder(settings.rule), settings.target_pass_ms)
+    target = PacedTarget(pair.decoder(), settings.target_pass_ms)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wanspec-demo-")))
         allowed = AllowList(make_keys(folder, len(settings.round_trips_ms)))
@@ -149,16 +152,18 @@ async def _generate(
             names = {HOME: HOME_NAME} | service.source_names
             observer.tokens(token_ids, [names.get(s) if s is not None else None for s in sources])
 
-    stop = pair.target.tokenizer.eos_token_id
-    return await service.generate(
+    result = await service.generate(
         pair.target.tokenizer(text)["input_ids"],
         max_tokens=settings.max_tokens,
-        stop_token_ids=() if stop is None else (stop,),
+        stop_token_ids=pair.target.end_token_ids,
         rule=settings.rule,
         temperature=settings.temperature,
         seed=settings.seed,
         on_tokens=on_tokens,
     )
+    if observer is not None:
+        observer.text_ended()
+    return result
 
 
 async def _until_ready(service: VerifierService, drafters: Sequence[RemoteDrafter]) -> None:

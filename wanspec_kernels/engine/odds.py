@@ -51,7 +51,7 @@ class Odds:
         self._accepted = FADING * self._accepted + num_accepted
         self._offered = FADING * self._offered + min(depth, num_accepted + 1)
 
-    def observe_pool(self, held: int, missed: int) -> None:
+    def observe_pool(self, held: float, missed: float) -> None:
         """Of the tokens committed a pool had held some, where it had anything, and missed some."""
         self._held = FADING * self._held + held
         self._asked = FADING * self._asked + held + missed

@@ -7,10 +7,9 @@ from heapq import heappop, heappush
 from typing import TypeAlias
 
 from wanspec_kernels.engine.pass_times import PassTimes
-from wanspec_kernels.tree import HostTree
 from wanspec_kernels.verifier.pool import Pool
 from wanspec_kernels.verifier.pool_node import PoolNode
-from wanspec_kernels.verifier.selection import Selection, shares_of
+from wanspec_kernels.verifier.selection import LikelyTree, Selection
 
 LEAST_WORTH = 0.001  # tokens; a row that is worth less is not taken, however free it is
 ROWS_AHEAD = 256  # looked ahead for a step beyond which more rows pay again
@@ -37,51 +36,39 @@ class Chosen:
     is_full: bool  # More rows would have had no room, whatever they are worth.
 
 
-_Entry: TypeAlias = tuple[float, int, int, int, PoolNode | None]
-"""-worth of a row, order of arrival, number of the candidate, parent's row, node.
+_Entry: TypeAlias = tuple[float, int, int, int, float, PoolNode | None]
+"""-worth of a row, order of arrival, number of the candidate, parent's row, trust, node.
 
 No node: the next expansion of a candidate under `rejection`.
 """
 
 
 class _Growing:
-    """A tree that rows are added to."""
+    """One candidate's tree, and what may be added to it."""
 
-    def __init__(self, candidate: Candidate) -> None:
-        self.candidate = candidate
-        self.nodes = [candidate.pool.root]
-        self.parents = [-1]
-        self.depths = [0]
-        self.probabilities = [1.0]
-        self.num_expansions = 0
-        self.tables = candidate.pool.tables()
+    def __init__(self, candidate: Candidate, number: int) -> None:
+        self.candidate, self._number = candidate, number
+        pool = candidate.pool
+        self._tree = LikelyTree(pool.root, pool.believed(), candidate.max_depth)
+        self._num_expansions = 0
 
     @property
     def num_rows(self) -> int:
-        return len(self.nodes) + self.num_expansions * self.candidate.pool.charge
+        return len(self._tree.nodes) + self._num_expansions * self.candidate.pool.charge
 
-    def begin(self, heap: list[_Entry], number: int) -> None:
-        if self.candidate.max_depth < 1:
-            return
+    def begin(self, heap: list[_Entry]) -> None:
         if self.candidate.pool.rejection:
-            self._push_expansion(heap, number)
+            self._push_expansion(heap)
         else:
-            self._push_children(heap, number, 0)
+            self._push_below(heap, 0)
 
-    def take(
-        self, heap: list[_Entry], number: int, parent: int, node: PoolNode | None, worth: float
-    ) -> None:
+    def take(self, heap: list[_Entry], entry: _Entry) -> None:
+        minus_worth, _, _, parent, trust, node = entry
         if node is None:
-            self.num_expansions += 1
-            self._push_expansion(heap, number)
-            return
-        row = len(self.nodes)
-        self.nodes.append(node)
-        self.parents.append(parent)
-        self.depths.append(self.depths[parent] + 1)
-        self.probabilities.append(worth)
-        if node.children and self.depths[row] < self.candidate.max_depth:
-            self._push_children(heap, number, row)
+            self._num_expansions += 1
+            self._push_expansion(heap)
+        else:
+            self._push_below(heap, self._tree.add(parent, -minus_worth, trust, node))
 
     def selection(self, count: int) -> Selection:
         """The first `count` rows, or expansions, that were taken."""
@@ -89,31 +76,18 @@ class _Growing:
         if candidate.pool.rejection:
             max_rows = 1 + count * candidate.pool.charge
             return candidate.pool.select(max_rows, candidate.max_depth)
-        end = 1 + count
-        nodes = self.nodes[:end]
-        return Selection(
-            HostTree(tuple([node.token for node in nodes]), tuple(self.parents[:end])),
-            tuple([tuple(node.sources) for node in nodes]),
-            tuple(self.depths[:end]),
-            tuple(self.probabilities[:end]),
-            tuple(
-                row
-                for row, node in enumerate(nodes)
-                if not node.children and self.depths[row] < candidate.max_depth
-            ),
-        )
+        return self._tree.selection(1 + count)
 
-    def _push_children(self, heap: list[_Entry], number: int, row: int) -> None:
-        above = self.probabilities[row]
-        for child, share in shares_of(self.nodes[row], self.tables):
-            heappush(heap, (-above * share, child.order, number, row, child))
+    def _push_below(self, heap: list[_Entry], row: int) -> None:
+        for worth, trust, node in self._tree.below(row):
+            heappush(heap, (-worth, node.order, self._number, row, trust, node))
 
-    def _push_expansion(self, heap: list[_Entry], number: int) -> None:
+    def _push_expansion(self, heap: list[_Entry]) -> None:
         """Only its place in the order says what it is worth, and nothing that was drawn."""
-        k, pool = self.num_expansions, self.candidate.pool
-        if k < len(self.candidate.expected):
+        k, pool = self._num_expansions, self.candidate.pool
+        if k < len(self.candidate.expected) and self.candidate.max_depth > 0:
             worth = self.candidate.expected[k] / pool.charge
-            heappush(heap, (-worth, k, number, 0, None))
+            heappush(heap, (-worth, k, self._number, 0, 1.0, None))
 
 
 def choose_rows(
@@ -144,10 +118,10 @@ def choose_rows(
         other_rows: that ride along, such as a prompt's.
         context: tokens that the pass attends to.
     """
-    growing = [_Growing(candidate) for candidate in candidates]
+    growing = [_Growing(candidate, number) for number, candidate in enumerate(candidates)]
     heap: list[_Entry] = []
-    for number, tree in enumerate(growing):
-        tree.begin(heap, number)
+    for tree in growing:
+        tree.begin(heap)
     rows = other_rows + len(candidates)
     tokens = best_tokens = float(len(candidates))
     best_value = tokens - tokens_per_ms * times.ms(rows, context)
@@ -156,9 +130,10 @@ def choose_rows(
     num_best = 0
     edge = rows  # Up to so many rows a pass takes no longer.
     while heap and rows < max_rows:
-        minus_worth, _, number, parent, node = heappop(heap)
-        tree, worth = growing[number], -minus_worth
-        charge = 1 if node is not None else tree.candidate.pool.charge
+        entry = heappop(heap)
+        worth, number = -entry[0], entry[2]
+        tree = growing[number]
+        charge = 1 if entry[-1] is not None else tree.candidate.pool.charge
         if tree.num_rows + charge > tree.candidate.max_rows or rows + charge > max_rows:
             continue
         if worth < LEAST_WORTH:
@@ -171,7 +146,7 @@ def choose_rows(
         rows += charge
         tokens += worth * charge
         taken.append(number)
-        tree.take(heap, number, parent, node, worth)
+        tree.take(heap, entry)
         value = tokens - tokens_per_ms * times.ms(rows, context)
         if value > best_value:
             best_value, best_tokens, best_rows, num_best = value, tokens, rows, len(taken)

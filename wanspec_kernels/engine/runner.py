@@ -75,11 +75,10 @@ class Runner:
         device = self._target.device
         trees = [_tree_of(part) for part in parts]
         tree = DraftTree.build([(t.token_ids, t.parents) for t in trees], device)
-        sampling = parts[0].sampling
         draws = None
-        if sampling.rule == "rejection":
-            replacement = [part.sampling.replacement for part in parts]
-            draws = Draws.build([t.expansions for t in trees], tree, replacement)
+        if trees[0].expansions is not None:
+            drawn = [t.expansions or () for t in trees]
+            draws = Draws.build(drawn, tree, [t.replacement for t in trees])
         roots = [part.context_len + len(part.prefix) for part in parts]
         root_slots = self._on_device(roots)
         result = verify_tree(
@@ -87,7 +86,7 @@ class Runner:
             logits,
             _sampling_params([part.sampling for part in parts], device),
             root_slots.long() + 1,
-            rule=sampling.rule,
+            rule="match" if draws is None else "rejection",
             draft=draws,
             token_bitmask=self._bitmask(parts, logits),
         )
@@ -190,11 +189,16 @@ def _runs(parts: Sequence[Part]) -> list[list[Part]]:
     """Neighbours of one rule; a scheduler that sorts its parts by rule has one run of each."""
     runs: list[list[Part]] = []
     for part in parts:
-        if runs and runs[-1][0].sampling.rule == part.sampling.rule:
+        if runs and _has_draws(runs[-1][0]) == _has_draws(part):
             runs[-1].append(part)
         else:
             runs.append([part])
     return runs
+
+
+def _has_draws(part: Part) -> bool:
+    """Whether its tree has draws, which says by which rule it is verified."""
+    return _tree_of(part).expansions is not None
 
 
 def _sampling_params(samplings: Sequence[Sampling], device: torch.device) -> SamplingParams:

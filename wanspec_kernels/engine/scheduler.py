@@ -15,7 +15,7 @@ from wanspec_kernels.engine.sequence import FinishReason, Sequence, State
 from wanspec_kernels.engine.waiting import best_wait_ms
 from wanspec_kernels.protocol import Draft
 from wanspec_kernels.verifier.estimates import Estimates
-from wanspec_kernels.verifier.pool import HOME, Kind
+from wanspec_kernels.verifier.pool import HOME
 from wanspec_kernels.verifier.request import Limits, Request
 from wanspec_kernels.verifier.selection import Selection
 
@@ -257,7 +257,7 @@ class Scheduler:
                 sequence.statistics.home_failures += 1
                 sequence.pool.enrol(HOME)
             found = [sequence.offer(HOME, draft, now) for draft in brought]
-            if not any(outcome.kind in (Kind.NEW, Kind.LATE) for outcome in found):
+            if not any(outcome.new_claims for outcome in found):
                 self.home.spent(number)
         self._wake_ms = now
 
@@ -336,7 +336,7 @@ class Scheduler:
         self.odds.observe_tree(selection.depth, len(verdict.accepted_nodes))
         path = set(verdict.accepted_nodes)
         hits: dict[int, bool] = {}  # by expanded node, in order
-        for each in selection.tree.expansions:
+        for each in selection.tree.expansions or ():
             hits[each.parent] = hits.get(each.parent, False) or not path.isdisjoint(each.children)
         self.odds.observe_expansions(list(hits.values()))
         return [Committed(verdict.request, committed, sources, verdict)]
@@ -437,6 +437,7 @@ class Scheduler:
             return None
         for part in parts:
             self.sequences[part.request].state = State.RUNNING
+            self.sequences[part.request].pool.pass_begins()
         self._running = _Pass(PassPlan(tuple(parts)), trees, context)
         self._home_passes = 0
         self._before_home = None

@@ -59,12 +59,12 @@ class Sequence:
             num_draws=request.num_draws if rejection else 0,
             replacement=request.replacement,
             max_source_nodes=limits.max_source_nodes,
-            calibrations=estimates.calibrations,
+            worths=estimates.worths,
         )
         self.replies = Replies(estimates)
         self.replies.committed(self.pool.length, now)
         self._estimates = estimates
-        self._counted = (0, 0)  # the pool's followed and left at the last commit
+        self._counted = (0.0, 0.0)  # the pool's followed and left at the last commit
 
     @property
     def number(self) -> int:
@@ -194,7 +194,7 @@ class Sequence:
             self.end(reason)
         return tuple(committed), flags
 
-    def followed(self) -> tuple[int, int]:
+    def followed(self) -> tuple[float, float]:
         """Tokens committed since the last call that the pool had, and that it had not."""
         before, self._counted = self._counted, (self.pool.followed, self.pool.left)
         return self._counted[0] - before[0], self._counted[1] - before[1]

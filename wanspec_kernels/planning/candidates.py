@@ -12,16 +12,16 @@ from wanspec_kernels.verifier.request import Limits
 
 NODES_A_WIDTH = 16  # a drafter's tree keeps so many times what a pass expands
 POLICIES: dict[str, Policy] = {
-    "expected gain": ExpectedGain(),
-    "entropy gate": EntropyGate(passes=8),
-    "never local": NeverLocal(),
+    "expected-gain": ExpectedGain(),
+    "entropy-gate": EntropyGate(passes=8),
+    "never-local": NeverLocal(),
 }
 
 
 def policies_of(inputs: Inputs) -> list[str]:
     """With a drafter at home, only what falls back on it when the others leave."""
-    with_home = ["expected gain", "entropy gate"]
-    return with_home if inputs.home is not None else ["expected gain", "never local"]
+    with_home = ["expected-gain", "entropy-gate"]
+    return with_home if inputs.home is not None else ["expected-gain", "never-local"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Candidate:
     drafters: tuple[int, ...]  # indices into the inputs'
     width: int  # nodes that a drafter's pass expands
     rows: int  # of a verified tree
-    policy: str = "expected gain"
+    policy: str = "expected-gain"
 
     def names(self, inputs: Inputs) -> tuple[str, ...]:
         return tuple(inputs.drafters[index].name for index in self.drafters)

@@ -1,10 +1,10 @@
 """Study: candidates narrowed down on one seed, and the best of them measured on others."""
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
-from typing import Any
 
 from wanspec_kernels.planning.candidates import (
     Candidate,
@@ -14,19 +14,27 @@ from wanspec_kernels.planning.candidates import (
     policies_of,
     remote,
 )
+from wanspec_kernels.planning.effort import Effort
 from wanspec_kernels.planning.errors import UnsupportedError
 from wanspec_kernels.planning.inputs import Inputs
+from wanspec_kernels.planning.runs import Progress, Runs
 from wanspec_kernels.planning.support import drafter_refusals, refusals, rows_of, widths_of
-from wanspec_kernels.simulation.measures import Measures, best_tree, measure
-
-Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+from wanspec_kernels.simulation.measures import Map, Measures, best_tree
+from wanspec_kernels.simulation.scenario import Scenario
 
 SCREEN_SEED = 0
-SCREEN_SHARE = 0.5  # of the tokens
 SCREEN_MARGIN = 0.85  # of what links and verifier take: other texts may ask for more
 MOST_PAIRED = 3  # drafters
 FINALISTS = 4
 NEARLY = 1.05  # times the least latency
+CALIBRATION_TOKENS = 40
+NUM_TREES = 105  # that `best_tree` tries
+# Shares of the work, for the progress bar.
+NARROWED, TUNED = 0.4, 0.45
+
+
+ALONE = "the target alone"
+AHEAD = "at home alone, expected-gain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +52,21 @@ class Study:
 
 def study(
     inputs: Inputs,
+    effort: Effort,
     *,
-    tokens: int,
-    seeds: int,
     mapped: Map = map,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda share, what: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Study:
-    """Run it; `mapped` may spread runs over processes.
+    """Run it, with as many tokens and seeds as `effort` asks for or its time allows.
+
+    `mapped` may spread runs over processes; `progress` gets the share of the work that is done, and
+    what is being done; `clock` is in seconds.
 
     Raises:
         UnsupportedError: of the whole plan, or of every drafter or candidate, nothing can be said.
     """
+    began_s = clock()
     if reasons := refusals(inputs):
         raise UnsupportedError(reasons)
     refused = {
@@ -65,54 +77,84 @@ def study(
     usable = [i for i, drafter in enumerate(inputs.drafters) if drafter.name not in refused]
     if not usable:
         raise UnsupportedError([f"{n}: {reason}" for n, rs in refused.items() for reason in rs])
-    screen = _Screen(inputs, max(1, int(SCREEN_SHARE * tokens)), mapped, {}, {})
-    finalists = _narrow(screen, usable, progress)
-    progress("co-located speculation")
-    seeded = [colocated(inputs, tokens, SCREEN_SEED + 1 + number) for number in range(seeds)]
-    here = {"the target alone": [replace(scenario, home=None) for scenario in seeded]}
+    runs = Runs(mapped, progress)
+    home_cost_s, screen_tokens = _calibrate(inputs, usable, effort, runs)
+    screen = _Screen(inputs, screen_tokens, runs, {}, {}, {})
+    finalists = _narrow(screen, usable)
+    runs.begin("the best trees without remote drafters", NARROWED, TUNED, NUM_TREES)
+    tuned = None
     if inputs.home is not None:
-        tuned = best_tree(in_step(colocated(inputs, screen.tokens, SCREEN_SEED)))
-        name = f"co-located, {tuned.passes} passes a round"
-        here[name] = [fixed(in_step(scenario), tuned) for scenario in seeded]
-        here["co-located, expected gain"] = seeded
-    progress("the best of them, on other texts")
+        tuned = best_tree(
+            in_step(colocated(inputs, screen.tokens, SCREEN_SEED)), mapped=runs.mapped
+        )
+    cost_s = sum(screen.costs_s[candidate] for candidate in finalists) + 3 * home_cost_s
+    tokens, seeds = effort.finals(effort.seconds - (clock() - began_s), cost_s)
+    seeded = [colocated(inputs, tokens, SCREEN_SEED + 1 + number) for number in range(seeds)]
+    here = {ALONE: [replace(scenario, home=None) for scenario in seeded]}
+    if tuned is not None:
+        here[f"at home alone, {tuned.passes} passes a round"] = [
+            fixed(in_step(scenario), tuned) for scenario in seeded
+        ]
+        here[AHEAD] = seeded
     elsewhere = {c: [remote(scenario, inputs, c) for scenario in seeded] for c in finalists}
     every = [scenario for row in [*here.values(), *elsewhere.values()] for scenario in row]
-    results = iter(mapped(measure, every))
+    runs.begin(f"the best of them, on {seeds} texts of {tokens} tokens", TUNED, 1.0, len(every))
+    results = iter(found for found, _ in runs.measure(every))
     without = {name: tuple(next(results) for _ in row) for name, row in here.items()}
-    if inputs.home is not None:  # its accelerators worked for all requests
-        without[name] = tuple(replace(m, hot_ms=m.hot_ms / inputs.requests) for m in without[name])
+    for name in without:
+        if tuned is not None and name not in (ALONE, AHEAD):
+            # Its accelerators worked for all requests.
+            without[name] = tuple(
+                replace(m, hot_ms=m.hot_ms / inputs.requests) for m in without[name]
+            )
     measured = {c: tuple(next(results) for _ in row) for c, row in elsewhere.items()}
     dropped = dict(screen.dropped)
-    for candidate, runs in measured.items():
-        if reasons := [reason for m in runs for reason in candidate.refusals(inputs, m)]:
+    for candidate, found in measured.items():
+        if reasons := [reason for m in found for reason in candidate.refusals(inputs, m)]:
             dropped[candidate] = reasons[:1]
-    kept = {c: runs for c, runs in measured.items() if c not in dropped}
+    kept = {c: found for c, found in measured.items() if c not in dropped}
     if not kept:
         raise UnsupportedError([reason for reasons in dropped.values() for reason in reasons])
     best = min(without, key=lambda name: fmean(m.latency_ms for m in without[name]))
     return Study(tuple(s.seed for s in seeded), tokens, without, best, kept, refused, dropped)
 
 
-def _narrow(
-    screen: "_Screen", usable: list[int], progress: Callable[[str], None]
-) -> list[Candidate]:
-    """Drafters and widths, then pairs of the best, then trees and policies for the best of all."""
-    inputs = screen.inputs
+def _calibrate(
+    inputs: Inputs, usable: Sequence[int], effort: Effort, runs: Runs
+) -> tuple[float, int]:
+    """Seconds that a token takes to simulate without remote drafters, and the screen's tokens."""
+    here = colocated(inputs, CALIBRATION_TOKENS, SCREEN_SEED)
     widest = rows_of(inputs)[-1]
-    progress("each drafter by itself")
     singles = [c for index in usable for c in _widths(inputs, (index,), widest)]
+    dearest = max(singles, key=lambda c: c.width)
+    runs.begin("how long a run takes", 0.0, 0.0, 2)
+    (_, remote_s), (_, home_s) = runs.measure([remote(here, inputs, dearest), here])
+    pairs = min(len(usable), MOST_PAIRED) * (min(len(usable), MOST_PAIRED) - 1) // 2
+    varied = 2 * len(rows_of(inputs)) * len(policies_of(inputs)) * (2 if pairs else 1)
+    # Narrow candidates take a good deal less than the widest one.
+    remote_runs = 0.6 * (len(singles) + 2 * pairs * len(singles) / len(usable)) + varied
+    home_runs = NUM_TREES if inputs.home is not None else 0
+    cost_s = (remote_s * remote_runs + home_s * home_runs) / CALIBRATION_TOKENS
+    return home_s / CALIBRATION_TOKENS, effort.screen_tokens(cost_s)
+
+
+def _narrow(screen: "_Screen", usable: list[int]) -> list[Candidate]:
+    """Drafters and widths, then pairs of the best, then trees and policies for the best of all."""
+    inputs, begin = screen.inputs, screen.runs.begin
+    widest = rows_of(inputs)[-1]
+    singles = [c for index in usable for c in _widths(inputs, (index,), widest)]
+    begin("each drafter by itself", 0.0, NARROWED / 3, len(singles))
     best = list(dict.fromkeys(c.drafters[0] for c in screen.best(singles)))[:MOST_PAIRED]
-    progress("pairs of drafters")
     pairs = [c for pair in combinations(sorted(best), 2) for c in _widths(inputs, pair, widest)]
+    begin("pairs of drafters", NARROWED / 3, NARROWED / 2, len(pairs))
     firsts = screen.fastest_and_leanest([*singles, *pairs], 1)
-    progress("trees and policies")
     varied = [
         replace(first, rows=rows, policy=policy)
         for first in firsts
         for rows in rows_of(inputs)
         for policy in policies_of(inputs)
     ]
+    begin("trees and policies", NARROWED / 2, NARROWED, len(varied))
     return screen.fastest_and_leanest([*singles, *pairs, *varied], FINALISTS // 2)
 
 
@@ -122,8 +164,9 @@ class _Screen:
 
     inputs: Inputs
     tokens: int
-    mapped: Map
+    runs: Runs
     measures: dict[Candidate, Measures]
+    costs_s: dict[Candidate, float]  # to simulate a token
     dropped: dict[Candidate, list[str]]
 
     def best(self, candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -131,8 +174,9 @@ class _Screen:
         wanted = list(dict.fromkeys(candidates))
         new = [c for c in wanted if c not in self.measures and c not in self.dropped]
         here = colocated(self.inputs, self.tokens, SCREEN_SEED)
-        scenarios = [remote(here, self.inputs, candidate) for candidate in new]
-        for candidate, measures in zip(new, self.mapped(measure, scenarios), strict=True):
+        scenarios: list[Scenario] = [remote(here, self.inputs, candidate) for candidate in new]
+        for candidate, (measures, seconds) in zip(new, self.runs.measure(scenarios), strict=True):
+            self.costs_s[candidate] = seconds / self.tokens
             if reasons := candidate.refusals(self.inputs, measures, SCREEN_MARGIN):
                 self.dropped[candidate] = reasons
             else:

@@ -9,7 +9,7 @@ from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.measures import Measures
 from wanspec_kernels.simulation.scenario import Machine
 from wanspec_kernels.simulation.trace import Trace
-from wanspec_kernels.verifier.endpoint import EndpointConfig
+from wanspec_kernels.verifier.admission import AdmissionConfig
 
 ROWS = (16, 32, 64)  # of a request's verified tree
 WIDTHS = (16, 32, 64, 128)  # nodes that a drafter's pass expands for a request
@@ -119,7 +119,7 @@ def run_refusals(measures: Measures, bandwidth_mbit: float, share: float = 1.0) 
         found.append(
             f"{measures.up_mbit:.1f} Mbit/s of drafts, too near the link's {bandwidth_mbit:.1f}"
         )
-    most = EndpointConfig().max_messages_per_s
+    most = AdmissionConfig().max_messages_per_s
     if measures.drafts_per_s > share * most:
         found.append(
             f"{measures.drafts_per_s:.0f} drafts a second, too near the {most:.0f} that a verifier "

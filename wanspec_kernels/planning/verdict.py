@@ -14,10 +14,12 @@ FEWER = 0.9  # times its draft passes at home: fewer
 
 
 class Use(StrEnum):
-    faster = "use: faster than the best co-located speculation"
-    fewer = "use: within 5 % of the best co-located speculation, with fewer draft passes at home"
-    none = "not better than co-located: draft at home"
-    unclear = "not shown to be better than co-located: draft at home, or ask for more --seeds"
+    """What a study shows; "without" is the best that goes without remote drafters."""
+
+    faster = "faster than without remote drafters"
+    fewer = "within 5 % of the best without remote drafters, with fewer draft passes at home"
+    none = "not better than without remote drafters"
+    unclear = "not shown to be better than without remote drafters"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,19 +3,22 @@
 A ping of 64 bytes says little of a link that is to carry eight hundred messages of 1.8 kB a second.
 """
 
+import select
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from wanspec_kernels.addresses import Lookup, NotResolved, why_unreachable
 from wanspec_kernels.keys import Secret, secure_client
 from wanspec_kernels.probing.frames import MAX_BYTES, MIN_BYTES, REPLY_BYTES, Frame, FrameError
 from wanspec_kernels.probing.records import LinkRecord, now
 from wanspec_kernels.probing.responder import QUEUE, now_us
 
+LOOKUP_S = 10.0
 GREETING_MS = 10_000
 TIMEOUT_MS = 5_000  # of a reply; what takes longer is lost
 STREAM_MESSAGES = 1024  # back to back
@@ -52,18 +55,19 @@ class LinkProbe:
     """Dials a `Responder`. Use as ``with LinkProbe(...) as probe: probe.run(...)``."""
 
     def __init__(self, endpoint: str, *, secret: Secret, server_public: bytes) -> None:
+        self._endpoint = _resolved(endpoint)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
         self._socket.sndhwm = self._socket.rcvhwm = QUEUE
         self._socket.maxmsgsize = MAX_BYTES
+        self._socket.ipv6 = True  # which dials IPv4 as well
         secure_client(self._socket, secret, server_public)
         try:
-            self._socket.connect(endpoint)
+            self._socket.connect(self._endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise ProbeError(f"{endpoint}: cannot dial: {error.strerror}") from None
-        self._endpoint = endpoint
         self._number = 0
         self._sent_us: dict[int, int] = {}
         self._replies: dict[int, tuple[int, int, int]] = {}  # sent, received, answered, in us
@@ -115,9 +119,10 @@ class LinkProbe:
         until_us = now_us() + wait_ms * 1000
         while number not in self._replies:
             if not self._receive(until_us):
+                reason = why_unreachable(self._endpoint) or "it connects, but says nothing"
                 raise ProbeError(
-                    f"{self._endpoint}: no answer in {wait_ms / 1000:.0f} s; expected `wanspec "
-                    "probe serve` there, our key in its folder and its key as --server-key"
+                    f"{self._endpoint}: no answer in {wait_ms / 1000:.0f} s ({reason}); expected "
+                    "`wanspec probe serve` there, our key in its folder and its key as --server-key"
                 )
 
     def _paced(self, pacing: Pacing, progress: Callable[[float], None]) -> list[int]:
@@ -173,6 +178,21 @@ class LinkProbe:
         if sent_us is not None and reply.number not in self._replies:
             self._replies[reply.number] = (sent_us, reply.received_us, now_us())
         return True
+
+
+def _resolved(endpoint: str) -> str:
+    """The first of the name's addresses that takes a connection, or else the first."""
+    try:
+        with closing(Lookup(endpoint)) as lookup:
+            select.select([lookup], [], [], LOOKUP_S)
+            endpoints = lookup.endpoints()
+    except ValueError as error:
+        raise ProbeError(f"cannot dial: {error}") from None
+    except NotResolved as error:
+        raise ProbeError(str(error)) from None
+    if len(endpoints) == 1:
+        return endpoints[0]
+    return next((e for e in endpoints if not why_unreachable(e)), endpoints[0])
 
 
 def one_way_delays(

@@ -2,15 +2,15 @@
 
 import time
 from collections import Counter
-from typing import cast
 
 import zmq
 import zmq.asyncio
 
-from wanspec_kernels.keys import AllowList, Authenticator, Secret, secure_server
+from wanspec_kernels.keys import AllowList, Door, Secret
 from wanspec_kernels.probing.frames import MAX_BYTES, REPLY_BYTES, Frame, FrameError
 
 QUEUE = 2048  # messages, each way of a connection
+SILENT_MS = 30_000.0  # a probe may leave ten seconds between two messages
 
 
 class Responder:
@@ -27,39 +27,36 @@ class Responder:
         self.counters: Counter[str] = Counter()
         self.address = ""
         self._bind = bind
-        self._secret = secret
         self._context = zmq.asyncio.Context()
-        self._authenticator = Authenticator(self._context, allowed)
-        self._socket = self._context.socket(zmq.ROUTER)
+        self._door = Door(self._context, secret=secret, allowed=allowed, silent_ms=SILENT_MS)
 
     async def __aenter__(self) -> "Responder":
-        self._authenticator.start()
-        socket = self._socket
-        secure_server(cast("zmq.Socket[bytes]", socket), self._secret)
+        socket = self._door.socket
         socket.linger = 0
         socket.sndhwm = socket.rcvhwm = QUEUE
         socket.maxmsgsize = MAX_BYTES
         try:
-            socket.bind(self._bind)
-        except zmq.ZMQError as error:
+            self.address = self._door.open(self._bind)
+        except OSError:
             await self.__aexit__()
-            raise OSError(f"cannot bind {self._bind}: {error.strerror}") from None
-        self.address = socket.get_string(zmq.LAST_ENDPOINT)
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._authenticator.close()
-        self._socket.close()
+        await self._door.close()
         self._context.term()
 
     @property
     def num_refused(self) -> int:
-        return self._authenticator.num_refused
+        return self._door.num_refused
 
     async def serve(self) -> None:
         while True:
-            frames = await self._socket.recv_multipart(copy=False)
+            frames = await self._door.socket.recv_multipart(copy=False)
             received_us = now_us()
+            if not self._door.admits(frames):
+                self.counters["not_admitted"] += 1
+                continue
             self.counters["received"] += 1
             try:
                 if len(frames) != 2:
@@ -70,7 +67,7 @@ class Responder:
                 continue
             reply = Frame(asked.number, asked.sent_us, received_us).encode(REPLY_BYTES)
             # A peer that reads nothing loses its replies, not our memory.
-            await self._socket.send_multipart([frames[0].bytes, reply])
+            await self._door.socket.send_multipart([frames[0].bytes, reply])
 
 
 def now_us() -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from wanspec_kernels.protocol.errors import LimitExceeded, MalformedMessage
 from wanspec_kernels.protocol.limits import MAX_TEXT_BYTES, MAX_TOKEN_ID
 
-_INT_ONLY = {int}
+INT_ONLY = {int}
 
 
 def shown(value: object, max_chars: int = 40) -> str:
@@ -58,7 +58,7 @@ def integers(
     count(name, len(values), min_count, max_count)
     if not values:
         return
-    if set(map(type, values)) != _INT_ONLY:
+    if set(map(type, values)) != INT_ONLY:
         raise MalformedMessage(f"{name}: expected integers only")
     for extreme in (min(values), max(values)):
         if not low <= extreme <= high:

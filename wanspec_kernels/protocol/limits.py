@@ -3,6 +3,7 @@
 VERSION = 2
 
 MAX_MESSAGE_BYTES = 256 * 1024
+MAX_PLAIN_BYTES = 4096  # of a drafter's message without draws: HELLO, ERROR or a DRAFT of `match`
 MAX_TEXT_BYTES = 1024  # of one string, in UTF-8
 VOCABULARY_BYTES = 32
 

@@ -13,6 +13,7 @@ from zlib import crc32
 
 from wanspec_kernels.protocol import limits
 from wanspec_kernels.protocol.checks import (
+    INT_ONLY,
     boolean,
     count,
     integer,
@@ -38,6 +39,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_REQUEST = "unknown_request"
     UNEXPECTED = "unexpected"
     SUPERSEDED = "superseded"
+    NOT_ENROLLED = "not_enrolled"
     INTERNAL = "internal"
 
 
@@ -305,7 +307,7 @@ def _check_expansions(
             raise MalformedMessage(
                 f"expansions[{e}].weights: expected {len(x.token_ids)}, got {len(x.weights)}"
             )
-        for child in x.children:
+        for child in set(x.children):  # draws may repeat, and then do so often
             if parents[child] != x.parent:
                 raise MalformedMessage(
                     f"expansions[{e}].children: expected children of node {x.parent}, got {child}, "
@@ -327,5 +329,10 @@ def _integers(
     for e, column in enumerate(columns):
         if type(column) is not tuple or not 1 <= len(column) <= max_count:
             integers(f"expansions[{e}].{name}", column, low, high, min_count=1, max_count=max_count)
-    entries = tuple(chain.from_iterable(columns))
-    integers(f"expansions.{name}", entries, low, high, min_count=1, max_count=len(entries))
+    if set(map(type, chain.from_iterable(columns))) != INT_ONLY:
+        raise MalformedMessage(f"expansions.{name}: expected integers only")
+    for extreme in (min(map(min, columns)), max(map(max, columns))):
+        if not low <= extreme <= high:
+            raise MalformedMessage(
+                f"expansions.{name}: expected entries in {low}..{high}, got {extreme}"
+            )

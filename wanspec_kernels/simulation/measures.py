@@ -1,7 +1,8 @@
 """Measures: what a run gave, and the best that co-located speculation gives on the same texts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from statistics import fmean, quantiles
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ TREE_CHILDREN = (2, 4, 8)
 FINALISTS = 8
 
 M = TypeVar("M", bound=Any)
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +115,13 @@ def best_chain(*scenarios: Scenario, depths: Iterable[int] = CHAIN_DEPTHS) -> Ba
     return _best(scenarios, [(depth, CHAIN) for depth in depths])
 
 
-def best_tree(*scenarios: Scenario, depths: Iterable[int] = TREE_DEPTHS) -> Baseline:
-    """Over depth, nodes a pass and children a node, with the scenarios' rows."""
+def best_tree(
+    *scenarios: Scenario, depths: Iterable[int] = TREE_DEPTHS, mapped: Map = map
+) -> Baseline:
+    """Over depth, nodes a pass and children a node, with the scenarios' rows.
+
+    `mapped` may spread the runs over processes.
+    """
     return _best(
         scenarios,
         [
@@ -132,23 +139,30 @@ def best_tree(*scenarios: Scenario, depths: Iterable[int] = TREE_DEPTHS) -> Base
             for width in TREE_WIDTHS
             for children in TREE_CHILDREN
         ],
+        mapped,
     )
 
 
-def _best(scenarios: Sequence[Scenario], candidates: Sequence[tuple[int, GrowthShape]]) -> Baseline:
+def _best(
+    scenarios: Sequence[Scenario],
+    candidates: Sequence[tuple[int, GrowthShape]],
+    mapped: Map = map,
+) -> Baseline:
     """The best on average; those that are among the `FINALISTS` of the first scenario are tried."""
 
     def latency_ms(baseline: Baseline) -> float:
         return baseline.measures.latency_ms
 
     first, *others = scenarios
-    found = sorted((_fixed([first], *candidate) for candidate in candidates), key=latency_ms)
+    found = sorted(mapped(partial(_fixed, [first]), candidates), key=latency_ms)
     if others:
-        found = [_fixed(scenarios, each.passes, each.shape) for each in found[:FINALISTS]]
-    return min(found, key=latency_ms)
+        found = [_fixed(scenarios, (each.passes, each.shape)) for each in found[:FINALISTS]]
+    best: Baseline = min(found, key=latency_ms)
+    return best
 
 
-def _fixed(scenarios: Sequence[Scenario], passes: int, shape: GrowthShape) -> Baseline:
+def _fixed(scenarios: Sequence[Scenario], candidate: tuple[int, GrowthShape]) -> Baseline:
+    passes, shape = candidate
     policy = AlwaysLocal(passes)
     found = [
         measure(replace(scenario, drafters=(), policy=policy, home_shape=shape))

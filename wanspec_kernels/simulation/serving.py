@@ -11,14 +11,7 @@ from wanspec_kernels.simulation.machine import Batcher, Clock
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.traced import PROMPT, TracedProposer, TracedText
 from wanspec_kernels.tree import HostTree
-from wanspec_kernels.verifier.actions import (
-    Action,
-    Committed,
-    DraftAtHome,
-    Finished,
-    StartPass,
-    WaitUntil,
-)
+from wanspec_kernels.verifier.actions import Action, Committed, DraftAtHome, Finished, StartPass
 from wanspec_kernels.verifier.estimates import Estimates
 from wanspec_kernels.verifier.generation import Generation
 from wanspec_kernels.verifier.request import Request
@@ -56,7 +49,7 @@ class Serving:
         self._env, self._clock, self._text, self._scenario = env, clock, text, scenario
         self._target, self._home_machine = target, home
         self._proposer = home_proposer
-        self._wait = 0  # the last WaitUntil's number
+        self._alarm_ms: float | None = None  # when it rings; None: it is not set
         self._before: list[int] = []  # output of requests that a restart has ended
         self._begin(estimates)
         self._on_commit, self._on_finish = on_commit, on_finish
@@ -101,7 +94,6 @@ class Serving:
         )
         self._home = HomeDrafter(self._proposer, shape=s.home_shape)
         self._home_is_open = False
-        self._wait += 1  # what an earlier one waits for is over
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -110,20 +102,27 @@ class Serving:
                     self._verify(tree)
                 case DraftAtHome(token_ids, passes, known):
                     self._draft(token_ids, passes, known)
-                case WaitUntil(at_ms):
-                    self._wait += 1
-                    timeout = self._env.timeout(max(0.0, at_ms - self._clock.now_ms), self._wait)
-                    assert timeout.callbacks is not None
-                    timeout.callbacks.append(self._time_is_up)
                 case Committed(token_ids):
                     took_ms, self._last_ms = self._env.now - self._last_ms, self._env.now
                     self._token_ms += [took_ms / len(token_ids)] * len(token_ids)
                     self._on_commit(self.generation)
                 case Finished():
                     self._on_finish(self.number)
+        self._set_alarm()
 
-    def _time_is_up(self, event: simpy.Event) -> None:
-        if event.value == self._wait:
+    def _set_alarm(self) -> None:
+        wake_at_ms = self.generation.wake_at_ms
+        if wake_at_ms == self._alarm_ms:
+            return
+        self._alarm_ms = wake_at_ms
+        if wake_at_ms is not None:
+            alarm = self._env.timeout(max(0.0, wake_at_ms - self._clock.now_ms), wake_at_ms)
+            assert alarm.callbacks is not None
+            alarm.callbacks.append(self._ring)
+
+    def _ring(self, alarm: simpy.Event) -> None:
+        if alarm.value == self._alarm_ms:  # else it has been set anew
+            self._alarm_ms = None
             self.poke()
 
     def _verify(self, tree: HostTree) -> None:

@@ -5,9 +5,11 @@ and can be read without either model. Probabilities are codes of `confidence`.
 """
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,8 +106,11 @@ class Trace:
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(bytes(file["about"]).decode())
                 arrays = {name: file[name] for name in _ARRAYS}
-        except (ValueError, KeyError, EOFError) as error:
-            raise TraceError(f"{path}: expected a trace, got {error}") from None
+        # numpy also opens single arrays, which are no context, and archives that are torn.
+        except (ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+            raise TraceError(f"{path}: expected a trace, got another file: {error}") from None
+        if not isinstance(about, dict):
+            raise TraceError(f"{path}: expected a trace, got one without a description")
         if about.get("format") != FORMAT:
             raise TraceError(f"{path}: expected {FORMAT!r}, got {about.get('format')!r}")
         return cls(**arrays, about=about)

@@ -43,9 +43,10 @@ class TreePass:
         self.layers_run += 1
         k_pages, v_pages = self.cache.k_pages[layer], self.cache.v_pages[layer]
         if keys.shape[1:] != k_pages.shape[2:] or values.shape != keys.shape:
-            raise ValueError(
-                f"layer {layer}: expected {list(k_pages.shape[2:])} keys and values a node, "
-                f"got {list(keys.shape[1:])} and {list(values.shape[1:])}"
+            raise UnsupportedModelError(
+                f"layer {layer}: expected {list(k_pages.shape[2:])} keys and values a node, as the "
+                f"configuration says, got {list(keys.shape[1:])} and {list(values.shape[1:])}; "
+                "choose another model"
             )
         if query.device.type == "cpu" and self.backend == "auto":
             plans = self._plan(scoring.window)

@@ -31,11 +31,8 @@ class TreeDecoder:
     >>> tokens, accepted = decoder.verify(1, tree)  # doctest: +SKIP
     """
 
-    def __init__(self, target: Target, rule: Rule = "match", replacement: bool = False) -> None:
-        """`rule` is that of `verify_tree`; `replacement`: how drafters draw, for "rejection"."""
+    def __init__(self, target: Target) -> None:
         self._target = target
-        self._rule: Rule = rule
-        self._replacement = replacement
         self._requests: dict[int, _Request] = {}
 
     def start(self, request: int, token_ids: Sequence[int], sampling: SamplingParams) -> None:
@@ -67,7 +64,7 @@ class TreeDecoder:
         self._requests[request] = _Request(list(token_ids), SamplingParams(**values))
 
     def verify(self, request: int, tree: HostTree) -> tuple[list[int], list[int]]:
-        """Run one tree, commit what the rule accepts, and return it.
+        """Run one tree, commit what its rule accepts, and return it.
 
         Returns:
             The committed tokens, accepted drafts and then the one extra token; and the accepted
@@ -96,16 +93,17 @@ class TreeDecoder:
         self._check_tokens(tree.token_ids)
         device = self._target.device
         batch = DraftTree.build([(tree.token_ids, tree.parents)], device)
+        rule: Rule = "match" if tree.expansions is None else "rejection"
         draws = None
-        if self._rule == "rejection":
-            draws = Draws.build([tree.expansions], batch, self._replacement)
+        if tree.expansions is not None:
+            draws = Draws.build([tree.expansions], batch, tree.replacement)
         cache = self._target.cache
         cache.reserve(request, slots)
         page_table = cache.page_table([request])
         context_lens = torch.tensor([length - 1], dtype=torch.int32).to(device)
         logits = self._target.logits(batch, context_lens, page_table)
         positions = torch.tensor([length]).to(device)
-        result = verify_tree(batch, logits, state.sampling, positions, rule=self._rule, draft=draws)
+        result = verify_tree(batch, logits, state.sampling, positions, rule=rule, draft=draws)
         # Before the result is read: the moves need no word from the host.
         cache.compact(result.accepted_nodes, result.num_accepted, context_lens, page_table)
         parts = (result.status, result.num_accepted, result.accepted_nodes[0], result.token_ids[0])
@@ -113,7 +111,7 @@ class TreeDecoder:
         if status != 0:
             raise InvalidLogitsError(
                 f"request {request}: the target's logits after {length + num_accepted} tokens "
-                "hold NaN or infinity"
+                "hold NaN or infinity, or overflow when divided by the temperature"
             )
         tokens = rest[batch.max_depth :][: num_accepted + 1]
         state.token_ids += tokens

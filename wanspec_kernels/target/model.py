@@ -9,18 +9,24 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from wanspec_kernels.attention.checks import PAGE_SIZES, is_page_size
 from wanspec_kernels.kv_cache import PagedKVCache
 from wanspec_kernels.target.attention_hook import IMPLEMENTATION, TreePass, current_pass
 from wanspec_kernels.target.capacity import Capacity
+from wanspec_kernels.target.checks import check_batch, check_values
 from wanspec_kernels.target.compiled import compiled_layers
 from wanspec_kernels.target.graphs import PassGraphs
+from wanspec_kernels.target.implementation import given_back_on_failure
 from wanspec_kernels.target.requirements import (
     UnsupportedModelError,
+    head_dim,
     layer_windows,
+    require_common,
     require_supported,
 )
+from wanspec_kernels.target.self_check import check_against_own
 from wanspec_kernels.tree import DraftTree
-from wanspec_kernels.vocabulary import fingerprint
+from wanspec_kernels.vocabulary import fingerprint, vocabulary_size
 
 
 class Target:
@@ -39,36 +45,49 @@ class Target:
         max_length: int | None = None,
         attention_backend: str = "auto",
     ) -> None:
-        """Take a model loaded with ``attn_implementation="wanspec_tree"``, as `load` does.
+        """Take over a model, whichever attention it was loaded with.
 
-        `num_pages` of `page_size` slots serve all requests together. `max_length` bounds one
-        request's tokens, its tree included; None is what pages and model allow.
-        `attention_backend` is that of `tree_attention`.
+        It runs tree attention from then on, in no other passes than those of `logits`. A small tree
+        is compared with the model's own attention first, which takes a few short passes.
+
+        `num_pages` of `page_size` slots, 16 or a larger power of two, serve all requests together.
+        `max_length` bounds one request's tokens, its tree included; None is what pages and model
+        allow. `attention_backend` is that of `tree_attention`.
 
         Raises:
-            UnsupportedModelError: the model's attention is not what tree attention computes.
+            UnsupportedModelError: the model's attention is not what tree attention computes. It is
+                left as it came.
+            ValueError: kernels do not read pages of `page_size` slots.
         """
+        if not is_page_size(page_size):
+            raise ValueError(f"page_size: expected {PAGE_SIZES}, got {page_size}")
         config = model.config.get_text_config()
+        require_common(config)
         limits = [num_pages * page_size, getattr(config, "max_position_embeddings", None)]
         self.max_length = min(n for n in (*limits, max_length) if n is not None)
-        require_supported(model, config, self.max_length)
+        require_supported(model, config, self.max_length, model.dtype)
         self.model = model.eval()
         self.tokenizer = tokenizer
+        # Many models have more rows than tokens. What lies past `vocab_size` is never chosen.
         self.vocab_size: int = config.vocab_size
+        if tokenizer is not None:
+            self.vocab_size = min(self.vocab_size, vocabulary_size(tokenizer))
         self._num_layers: int = config.num_hidden_layers
         self._windows = layer_windows(config)
         self._graphs: PassGraphs | None = None
         self._attention_backend = attention_backend
-        heads = config.num_attention_heads
         self.cache = PagedKVCache(
             self._num_layers,
             num_pages,
             page_size,
-            getattr(config, "num_key_value_heads", None) or heads,
-            getattr(config, "head_dim", None) or config.hidden_size // heads,
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            head_dim(config),
             model.dtype,
             model.device,
         )
+        outgrown = [w for w in self._windows if w is not None and w < self.max_length]
+        with given_back_on_failure(model):
+            check_against_own(self, IMPLEMENTATION, min(outgrown, default=None))
 
     @classmethod
     def load(
@@ -118,6 +137,15 @@ class Target:
         """Fingerprint of the tokenizer's vocabulary, 32 bytes."""
         return fingerprint(self.tokenizer)
 
+    @cached_property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end a text: each one of the generation configuration, and the tokenizer's."""
+        found: set[int] = set()
+        for source in (getattr(self.model, "generation_config", None), self.tokenizer):
+            ids = getattr(source, "eos_token_id", None)
+            found.update(() if ids is None else [ids] if isinstance(ids, int) else ids)
+        return frozenset(found)
+
     def capture(self, capacities: Iterable[Capacity], *, compiled: bool = False) -> None:
         """Capture a pass for each capacity in a CUDA graph; `logits` replays them from then on.
 
@@ -160,9 +188,25 @@ class Target:
                 None: all.
 
         Returns:
-            [num_nodes, vocab_size], or [count, vocab_size] of `rows`, of the model's dtype: row i
-            scores the token that follows node i. Those of a captured pass stay until the next one.
+            [num_nodes, width of the head], or [count, width] of `rows`, of the model's dtype:
+            row i scores the token that follows node i, and is -inf from ``vocab_size`` on, where
+            there are no tokens. Those of a captured pass stay until the next one.
+
+        Raises:
+            ValueError: a tensor has another shape, dtype or device than said above; and on the
+                CPU, where values can be read at once, one lies outside of its range.
         """
+        check_batch(tree, context_lens, page_table, self.cache)
+        if self.device.type == "cpu":
+            check_values(
+                tree,
+                context_lens,
+                page_table,
+                self.cache,
+                vocab_size=self.vocab_size,
+                max_length=self.max_length,
+                windows=self._windows,
+            )
         if self._graphs is not None and rows is None:
             graph = self._graphs.fitting(tree, page_table)
             if graph is not None:
@@ -202,6 +246,9 @@ class Target:
                 f"layers, it ran in {run.layers_run}"
             )
         logits: Tensor = output.logits[0]
+        if logits.shape[1] > self.vocab_size:
+            # In place: a slice would leave rows whose length suits the kernels less.
+            logits[:, self.vocab_size :] = -torch.inf
         return logits
 
     def prefill(self, request: int, token_ids: list[int], chunk: int = 256) -> None:

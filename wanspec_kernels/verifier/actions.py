@@ -20,11 +20,6 @@ class DraftAtHome:
 
 
 @dataclass(frozen=True, slots=True)
-class WaitUntil:
-    at_ms: float  # then `tick`; or before, when a draft was offered
-
-
-@dataclass(frozen=True, slots=True)
 class Committed:
     token_ids: tuple[int, ...]
     sources: tuple[int | None, ...]  # of each token: who drafted it; None: the target's own
@@ -35,4 +30,4 @@ class Finished:
     reason: Literal["length", "stop"]
 
 
-Action: TypeAlias = StartPass | DraftAtHome | WaitUntil | Committed | Finished
+Action: TypeAlias = StartPass | DraftAtHome | Committed | Finished

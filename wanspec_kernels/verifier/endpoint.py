@@ -5,7 +5,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, cast
@@ -13,9 +12,11 @@ from typing import Any, cast
 import zmq
 import zmq.asyncio
 
-from wanspec_kernels.keys import AllowList, Authenticator, Secret, secure_server
+from wanspec_kernels.addresses import binds_ipv6
+from wanspec_kernels.keys import SILENT_MS, AllowList, Door, Secret
 from wanspec_kernels.protocol import (
     MAX_MESSAGE_BYTES,
+    MAX_PLAIN_BYTES,
     Draft,
     Error,
     ErrorCode,
@@ -27,43 +28,31 @@ from wanspec_kernels.protocol import (
     decode,
     encode,
 )
+from wanspec_kernels.verifier.admission import Admission, AdmissionConfig, Refusal
 from wanspec_kernels.verifier.generation import Generation
 from wanspec_kernels.verifier.pool import Kind
+from wanspec_kernels.verifier.receiving import receive
+from wanspec_kernels.verifier.refusals import Refusals
 from wanspec_kernels.verifier.session import Session, SessionConfig, State
 
 logger = logging.getLogger(__name__)
 
-MESSAGES_A_TURN = 16  # received before the loop's other tasks get theirs
-OVER_RATE_PAUSE_S = 0.002  # after a turn with messages past their rate; TCP holds the rest back
 LINGER_MS = 200
+# A handshake that ends before it says whose key it is: the peer has another server key than ours,
+# or speaks another protocol.
+NO_HANDSHAKE = (
+    "the encrypted handshake failed: the peer's --server-key is not this verifier's NAME.key, or "
+    "it is no drafter"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
     session: SessionConfig = field(default_factory=SessionConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     max_sessions: int = 64
-    quarantine_ms: float = 60_000.0
     send_queue: int = 256  # messages, for each drafter; more are dropped and counted
     receive_queue: int = 64  # messages, from each drafter; then TCP holds it back
-    # From each key, whatever its sessions; past it they are dropped unread. Twice as many in a
-    # burst. A drafter sends a DRAFT a pass of its model, or several: of one request that it expands
-    # 128 nodes of a pass, up to 900 a second.
-    max_messages_per_s: float = 1000.0
-
-
-class _Allowance:
-    """Messages that a key may still send: `rate` more each second, twice that at most."""
-
-    def __init__(self, rate: float, now: float) -> None:
-        self._rate, self._left, self._now = rate, 2 * rate, now
-
-    def take(self, now: float) -> bool:
-        earned = (now - self._now) * self._rate / 1000.0
-        self._left, self._now = min(self._left + earned, 2 * self._rate), now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 class Endpoint:
@@ -87,6 +76,7 @@ class Endpoint:
     ) -> None:
         self.config = config
         self.counters: Counter[str] = Counter()
+        self.refusals = Refusals()
         self.address = ""
         self.source_names: dict[int, str] = {}  # of those asked to draft for the generation
         self._bind, self._secret, self._allowed = bind, secret, allowed
@@ -94,22 +84,22 @@ class Endpoint:
         self._on_offer, self._on_leave = on_offer, on_leave
         self._generation: Generation | None = None
         self._sessions: dict[bytes, Session] = {}  # by routing id; one a key
-        self._allowances: dict[str, _Allowance] = {}  # by key: as many as were ever enrolled
+        self._admission = Admission(config.admission, now_ms())
         self._source_numbers = count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._context: zmq.asyncio.Context | None = None
-        self._authenticator: Authenticator | None = None
+        self._door: Door | None = None
         self._socket: zmq.asyncio.Socket | None = None
 
     @property
     def sessions(self) -> list[Session]:
-        """Connections that said a valid HELLO, quarantined ones included."""
+        """Connections that said a valid HELLO."""
         return list(self._sessions.values())
 
     @property
     def num_refused(self) -> int:
         """Handshakes refused: the key is not enrolled, or there was none."""
-        return self._authenticator.num_refused if self._authenticator else 0
+        return self._door.num_refused if self._door else 0
 
     async def start(self) -> None:
         """Bind, and serve from tasks of the running loop.
@@ -119,47 +109,52 @@ class Endpoint:
         """
         try:
             self._start()
-        except zmq.ZMQError as error:
+        except OSError:
             await self.close()
-            raise OSError(f"cannot bind {self._bind}: {error.strerror}") from None
+            raise
 
     def _start(self) -> None:
+        session = self.config.session
         self._context = zmq.asyncio.Context()
-        self._authenticator = Authenticator(self._context, self._allowed)
-        self._authenticator.start()
-        socket = self._socket = self._context.socket(zmq.ROUTER)
-        secure_server(cast("zmq.Socket[bytes]", socket), self._secret)
+        self._door = Door(
+            self._context,
+            secret=self._secret,
+            allowed=self._allowed,
+            silent_ms=max(SILENT_MS, 2 * session.missed_heartbeats * session.heartbeat_ms),
+            on_unlisted=self._on_unlisted,
+            on_refused=self._on_stranger,
+            on_failed=self._on_failed,
+        )
+        socket = self._socket = self._door.socket
         socket.router_mandatory = True
         socket.linger = LINGER_MS
         socket.sndhwm = self.config.send_queue
         socket.rcvhwm = self.config.receive_queue
         # What is a little too large is read and answered; what is larger costs the connection.
         socket.maxmsgsize = 2 * MAX_MESSAGE_BYTES
-        socket.heartbeat_ivl = 10_000
-        socket.heartbeat_timeout = 30_000
-        socket.bind(self._bind)
-        self.address = socket.get_string(zmq.LAST_ENDPOINT)
+        self.address = self._door.open(self._bind)
         self._tasks = [
-            asyncio.create_task(self._receive(socket), name="receive"),
+            asyncio.create_task(self._receive(self._door), name="receive"),
             asyncio.create_task(self._beat(), name="heartbeat"),
         ]
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        if self._tasks:
+            await asyncio.wait(self._tasks)  # raises our own cancellation, and not theirs
         self._tasks = []
-        if self._authenticator is not None:
-            await self._authenticator.close()
-        if self._socket is not None:
-            self._socket.close()
+        if self._door is not None:
+            await self._door.close()
         if self._context is not None:
             self._context.term()
-        self._socket = self._context = self._authenticator = None
+        self._socket = self._context = self._door = None
 
     def attach(self, generation: Generation) -> None:
         self._generation = generation
+        # Only draws make a message large; under `match` none has a use.
+        draws = generation.request.rule == "rejection"
+        self._admission.max_bytes = MAX_MESSAGE_BYTES if draws else MAX_PLAIN_BYTES
         self.source_names = {}
         self.update_sessions()
 
@@ -171,20 +166,28 @@ class Endpoint:
             for message in session.close_request(self._generation.number, reason):
                 self._send(routing_id, message)
         self._generation = None
+        self._admission.max_bytes = MAX_PLAIN_BYTES
 
-    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
-        over_rate = 0
-        for number in count(1):
-            frames = await socket.recv_multipart(copy=False)
-            try:
-                self._on_frames(frames)
-            except Exception:
-                # Ours is the fault, but it must not end the service.
-                self.counters["internal_errors"] += 1
-                logger.exception("a message could not be handled")
-            if number % MESSAGES_A_TURN == 0:
-                before, over_rate = over_rate, self.counters["over_rate"]
-                await asyncio.sleep(OVER_RATE_PAUSE_S if over_rate > before else 0)
+    async def _receive(self, door: Door) -> None:
+        await receive(
+            door.socket,
+            self._admission,
+            self.counters,
+            clock=now_ms,
+            admits=door.admits,
+            on_message=self._on_message,
+            on_refused=self._on_refused,
+        )
+
+    def _on_failed(self) -> None:
+        self.counters["handshakes_failed"] += 1
+        self.refusals.add("somebody", NO_HANDSHAKE)
+
+    def _on_stranger(self, address: str, key: str) -> None:
+        self.refusals.add(
+            f"{address}, key {key or 'none'}",
+            f"this key is not enrolled: {self._allowed.folder} has no NAME.key file with it",
+        )
 
     async def _beat(self) -> None:
         while True:
@@ -195,33 +198,44 @@ class Endpoint:
                     self._send(routing_id, message)
                 if session.state is State.ENDED:
                     self._drop(routing_id, "dead")
-                elif session.state is State.QUARANTINED and not self._in_quarantine(session):
-                    self._drop(routing_id, "served_quarantine")
             self.update_sessions()
 
-    def _on_frames(self, frames: list[zmq.Frame]) -> None:
+    def _on_unlisted(self, key: str) -> None:
+        reason = "this drafter's key was taken off the verifier's allow-list"
+        for routing_id, session in list(self._sessions.items()):
+            if session.key != key:
+                continue
+            if self._generation is not None:
+                for message in session.close_request(self._generation.number, reason):
+                    self._send(routing_id, message)
+            self._send(routing_id, Error.of(ErrorCode.NOT_ENROLLED, reason))
+            self._drop(routing_id, "unlisted")
+
+    def _on_refused(self, key: str, frames: list[zmq.Frame], refusal: Refusal) -> None:
+        if refusal is Refusal.QUARANTINED:
+            reason = self._admission.answer(key, now_ms())
+            if reason is not None:
+                self._send(frames[0].bytes, Error.of(ErrorCode.MALFORMED, reason))
+
+    def _on_message(self, key: str, frames: list[zmq.Frame]) -> None:
         now = now_ms()
-        payload = frames[-1]
-        key = str(payload.get("User-Id"))
         routing_id = frames[0].bytes
         session = self._sessions.get(routing_id)
         if session is not None and session.key != key:
             # A routing id is free again once its owner has gone, for any enrolled key.
             self._drop(routing_id, "routing_id_reused")
             session = None
-        self.counters["received"] += 1
-        self.counters["bytes_received"] += sum(len(frame) for frame in frames[1:])
-        if key not in self._allowances:
-            self._allowances[key] = _Allowance(self.config.max_messages_per_s, now)
-        if not self._allowances[key].take(now):
-            self.counters["over_rate"] += 1
-            return
         try:
             if len(frames) != 2:
                 raise ProtocolError(f"message: expected 1 frame, got {len(frames) - 1}")
-            message = decode(payload.bytes)
+            message = decode(frames[1].bytes)
+        except UnsupportedVersion as error:
+            self.refusals.add(self._name_of(key), f"version: {error}")
+            self._send(routing_id, Error.of(ErrorCode.VERSION, error))
+            self.counters["other_version"] += 1
+            return
         except ProtocolError as error:
-            self._on_malformed(routing_id, session, error)
+            self._on_malformed(routing_id, key, str(error), now)
             return
         if isinstance(message, Hello):
             self._on_hello(routing_id, key, message, now)
@@ -234,36 +248,23 @@ class Endpoint:
             reaction = session.on_message(message, now)
             for reply in reaction.send:
                 self._send(routing_id, reply)
-            if session.state is State.QUARANTINED:
-                self._retire(session)
+            if reaction.malformed:
+                self._on_malformed(routing_id, key, reaction.malformed, now)
             elif reaction.draft is not None:
-                self._on_draft(routing_id, session, reaction.draft, now)
+                self._on_draft(session, reaction.draft, now)
 
-    def _on_malformed(
-        self, routing_id: bytes, session: Session | None, error: ProtocolError
-    ) -> None:
+    def _on_malformed(self, routing_id: bytes, key: str, reason: str, now: float) -> None:
         self.counters["malformed"] += 1
-        if isinstance(error, UnsupportedVersion):
-            self._send(routing_id, Error.of(ErrorCode.VERSION, error))
-        elif session is None:
-            self._send(routing_id, Error.of(ErrorCode.MALFORMED, error))
-        else:
-            for reply in session.malformed(str(error)):
-                self._send(routing_id, reply)
-            if session.state is State.QUARANTINED:
-                self._retire(session)
+        self._send(routing_id, Error.of(ErrorCode.MALFORMED, reason))
+        if self._admission.malformed(key, now):
+            self._quarantine(key, f"too many malformed messages, the last: {reason}")
 
     def _on_hello(self, routing_id: bytes, key: str, hello: Hello, now: float) -> None:
         same_key = [(r, s) for r, s in self._sessions.items() if s.key == key]
-        for _, session in same_key:
-            if self._in_quarantine(session):
-                self.counters["hello_in_quarantine"] += 1
-                reason = f"quarantined: {session.end_reason}"
-                self._send(routing_id, Error.of(ErrorCode.MALFORMED, reason))
-                return
         if not same_key and len(self._sessions) >= self.config.max_sessions:
             self.counters["sessions_refused"] += 1
             reason = f"expected at most {self.config.max_sessions} drafters"
+            self.refusals.add(self._name_of(key), f"capacity: {reason}")
             self._send(routing_id, Error.of(ErrorCode.CAPACITY, reason))
             return
         session = Session(
@@ -275,6 +276,8 @@ class Endpoint:
             config=self.config.session,
         )
         for reply in session.on_message(hello, now).send:
+            if isinstance(reply, Error):
+                self.refusals.add(self._name(session), reply.message)
             self._send(routing_id, reply)
         if not session.ready:
             self.counters["hello_refused"] += 1
@@ -290,14 +293,14 @@ class Endpoint:
             self._send(routing_id, message)
         self.update_sessions()
 
-    def _on_draft(self, routing_id: bytes, session: Session, draft: Draft, now: float) -> None:
+    def _on_draft(self, session: Session, draft: Draft, now: float) -> None:
         generation = self._generation
         if generation is None:
             self.counters["drafts_without_request"] += 1
             return
         outcome = generation.offer(session.source, draft, now)
         if outcome.kind is Kind.INVALID:
-            self._quarantine(routing_id, session, outcome.reason)
+            self._quarantine(session.key, outcome.reason)
         elif generation.waiting:
             self._on_offer()
 
@@ -307,9 +310,9 @@ class Endpoint:
         if generation is None or generation.done:
             return
         now = now_ms()
-        for routing_id, session in list(self._sessions.items()):
+        for session in self.sessions:
             if session.source in generation.offenders:
-                self._quarantine(routing_id, session, generation.offenders.pop(session.source))
+                self._quarantine(session.key, generation.offenders.pop(session.source))
         for routing_id, session in list(self._sessions.items()):
             for message in session.update(generation, now):
                 if not self._send(routing_id, message):
@@ -320,14 +323,16 @@ class Endpoint:
                     generation.enrol(session.source, session.round_trip_ms)
                     self.source_names[session.source] = self._name(session)
 
-    def _quarantine(self, routing_id: bytes, session: Session, reason: str) -> None:
-        for message in session.quarantine(reason):
-            self._send(routing_id, message)
-        self._retire(session)
-
-    def _in_quarantine(self, session: Session) -> bool:
-        served_ms = now_ms() - session.ended_ms
-        return session.state is State.QUARANTINED and served_ms < self.config.quarantine_ms
+    def _quarantine(self, key: str, reason: str) -> None:
+        """Say why, end the key's session, and read nothing of the key for a while."""
+        logger.warning("drafter %s is quarantined: %s", self._name_of(key), reason)
+        self.refusals.add(self._name_of(key), f"quarantined: {reason}")
+        self._admission.quarantine(key, reason, now_ms())
+        for routing_id, session in list(self._sessions.items()):
+            if session.key == key:
+                for message in session.quarantine(reason):
+                    self._send(routing_id, message)
+                self._drop(routing_id, "quarantined")
 
     def _retire(self, session: Session) -> None:
         self._on_leave(session.source)
@@ -363,7 +368,32 @@ class Endpoint:
         return False
 
     def _name(self, session: Session) -> str:
-        return self._allowed.name_of(session.key.encode()) or session.key
+        return self._name_of(session.key)
+
+    def _name_of(self, key: str) -> str:
+        return self._allowed.name_of(key.encode()) or key
+
+
+def check_bind(address: str) -> None:
+    """Bind an address and let it go again: what is wrong with it shows before a model is loaded.
+
+    Somebody may take it in between; then `Endpoint.start` says so.
+
+    Raises:
+        OSError: the address is no good, or taken.
+    """
+    context = zmq.Context()
+    try:
+        with context.socket(zmq.ROUTER) as socket:
+            socket.linger = 0
+            socket.ipv6 = binds_ipv6(address)
+            socket.bind(address)
+    except zmq.ZMQError as error:
+        raise OSError(
+            f"expected a free address such as tcp://*:5555, got {address}: {error.strerror}"
+        ) from None
+    finally:
+        context.term()
 
 
 def now_ms() -> float:

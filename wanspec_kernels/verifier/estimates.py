@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from wanspec_kernels.confidence import Calibration
 from wanspec_kernels.verifier.usefulness import Usefulness
+from wanspec_kernels.verifier.worth import TRUSTED, Worths
 
 # What took longer, in target passes, is no pace but a pause: a clock jumped, a process stood still.
 MAX_ROUND_PASSES = 4.0
@@ -13,7 +13,9 @@ MAX_REPLY_GROWTH = 4.0  # of a reply over those before
 SERVED_FADING = 0.95  # a target pass
 HOME_PATIENCE_PASSES = 2.0  # of the target, for one at home: what takes half as long pays nothing
 FEW_HOME_SAMPLES = 4
-PRIOR_RESCUE, PRIOR_MISSES = 0.2, 2.0
+# How often home is right where a remote was wrong, before that was seen. When this was 0.2, a liar
+# that was right half the time kept home from drafting, and so from showing it: 1.26 times the time.
+PRIOR_RESCUE, PRIOR_MISSES = 0.5, 2.0
 
 
 @dataclass(slots=True)
@@ -74,7 +76,7 @@ class Estimates:
     home_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))  # a draft pass
     home_retry: float = 50.0  # a sample is forgotten after so many times its own duration,
     first_home_retry: float = 5.0  # the first few sooner, each time twice as late as before
-    calibrations: dict[int, Calibration] = field(default_factory=dict)  # by source
+    worths: Worths = field(default_factory=Worths)
     paces: dict[int, Pace] = field(default_factory=dict)  # by source
     usefulness: Usefulness = field(default_factory=Usefulness)
     _home_sure_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))
@@ -123,6 +125,10 @@ class Estimates:
         """As much of a round's time as was no pause."""
         return min(ms, MAX_ROUND_PASSES * self.target_pass_ms)
 
+    def counts(self, source: int) -> bool:
+        """Whether a remote may be waited for, and left to serve."""
+        return self.worths.credit(source) >= TRUSTED
+
     def pace(self, source: int) -> Pace:
         return self.paces.setdefault(source, Pace())
 
@@ -130,7 +136,7 @@ class Estimates:
         """A drafter has gone."""
         self.usefulness.retire(source)
         self.paces.pop(source, None)
-        self.calibrations.pop(source, None)
+        self.worths.retire(source)
 
     def observe_pass(self, duration_ms: float, depth: int, num_accepted: int) -> None:
         """A target pass over a tree of this depth ended."""
@@ -149,7 +155,7 @@ class Estimates:
         return self._round_passes / max(1.0, self._round_tokens)
 
     def observe_round(
-        self, tokens: int, ms: float, followed: int, left: int, home_passes: int = 0
+        self, tokens: int, ms: float, followed: float, left: float, home_passes: int = 0
     ) -> None:
         """Of the round's tokens the pool had followed some and not had others."""
         self._round_passes = self.fading * self._round_passes + home_passes

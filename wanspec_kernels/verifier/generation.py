@@ -4,17 +4,10 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Literal
 
-from wanspec_kernels.protocol import MAX_DEPTH, Draft, Open
+from wanspec_kernels.protocol import MAX_DEPTH, MAX_PROMPT_TOKENS, Draft, Open
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.verifier import policy as policies
-from wanspec_kernels.verifier.actions import (
-    Action,
-    Committed,
-    DraftAtHome,
-    Finished,
-    StartPass,
-    WaitUntil,
-)
+from wanspec_kernels.verifier.actions import Action, Committed, DraftAtHome, Finished, StartPass
 from wanspec_kernels.verifier.estimates import Estimates
 from wanspec_kernels.verifier.home_work import HomeWork
 from wanspec_kernels.verifier.policies import ExpectedGain
@@ -25,10 +18,9 @@ from wanspec_kernels.verifier.request import Limits, Request
 from wanspec_kernels.verifier.rival import Race
 from wanspec_kernels.verifier.row_budget import RowBudget
 from wanspec_kernels.verifier.statistics import Statistics
+from wanspec_kernels.verifier.waits import Waits
 
 AHEAD_ROWS = 128  # of the tree that home sees while the target runs
-
-_NEWS = (Kind.NEW, Kind.LATE)
 
 
 class _Phase(Enum):
@@ -42,8 +34,9 @@ class Generation:
     """Events in, actions out. `now` is any clock in ms that does not go back.
 
     At most one StartPass and one DraftAtHome are under way, perhaps both; their ends are told by
-    `pass_finished` and `home_finished`. A WaitUntil is ended by `tick`, or by what comes first, and
-    the last one given counts. Drafts may be offered at any time; then call `tick`.
+    `pass_finished` and `home_finished`. Drafts may be offered at any time; then call `tick`. Before
+    its driver waits, it asks for `wake_at_ms`, each time anew, and calls `tick` then. To call it
+    too early or too often does no harm.
     """
 
     def __init__(
@@ -78,7 +71,7 @@ class Generation:
             num_draws=request.num_draws if rejection else 0,
             replacement=request.replacement,
             max_source_nodes=self.limits.max_source_nodes,
-            calibrations=self.estimates.calibrations,
+            worths=self.estimates.worths,
         )
         self.statistics = Statistics()
         self.output_ids: list[int] = []
@@ -93,13 +86,11 @@ class Generation:
         self._max_rows = 0  # it was selected with
         self._pass_began_ms = 0.0
         self._free_ms = 0.0  # when the last pass ended
-        self._until_ms: float | None = None  # None: nothing is waited for
-        self._wait_began_ms = 0.0
-        self._waited_ms = 0.0  # since the last pass
+        self._waits = Waits()  # for drafts of remotes, while the target is idle
         self._offered = False
         self._race = Race(self.estimates)
         self._at_hand: Selection | None = None  # when the target fell free
-        self._followed = self._left = 0  # the pool's counts at the last commit
+        self._followed = self._left = 0.0  # the pool's counts at the last commit
         self._replies = Replies(self.estimates)
 
     @property
@@ -118,19 +109,32 @@ class Generation:
     @property
     def waiting(self) -> bool:
         """A draft that comes may lead to something: call `tick`."""
-        return self._until_ms is not None
+        return self._waits.until_ms is not None
+
+    @property
+    def wake_at_ms(self) -> float | None:
+        """When to call `tick` if nothing else has happened; None: what is under way ends first.
+
+        While the target is idle there always is such a time.
+        """
+        return self._home.until_ms if self._home.is_awaited else self._waits.until_ms
 
     @property
     def done(self) -> bool:
         return self._phase is _Phase.DONE
 
     def open_message(self, max_nodes: int, *, home: bool = False) -> Open:
-        """OPEN with all that is committed. Home is trusted: it gets the seed under any `match`."""
+        """OPEN with all that is committed. Home is trusted: it gets the seed under any `match`.
+
+        A text too long for an OPEN is cut for home, which gets all of it with every DraftAtHome;
+        remotes are not to be asked then.
+        """
         r = self.request
+        text = self.pool.token_ids
         rejection = r.rule == "rejection"
         return Open(
             request=r.number,
-            token_ids=tuple(self.pool.token_ids),
+            token_ids=tuple(text[:MAX_PROMPT_TOKENS] if home else text),
             rule=r.rule,
             temperature=r.temperature,
             top_k=r.top_k,
@@ -226,7 +230,7 @@ class Generation:
         self._phase = _Phase.IDLE
         self._selection = self._at_hand = None
         self._free_ms = now
-        self._waited_ms = 0.0
+        self._waits.committed()
         self._home.committed()
         self._replies.committed(self.pool.length, now)
         end = self._finish(reason) if reason else self._next(now)
@@ -239,7 +243,7 @@ class Generation:
             self.statistics.home_failures += 1
             self.pool.enrol(HOME)
         elif drafts:
-            news = [self.offer(HOME, draft, now).kind in _NEWS for draft in drafts]
+            news = [self.offer(HOME, draft, now).new_claims > 0 for draft in drafts]
             # What hung from an older base was asked for before the last commit.
             current = any(draft.base_length == self.pool.length for draft in drafts)
             self._home.is_spent |= current and not any(news)
@@ -248,40 +252,36 @@ class Generation:
         return self._next(now)
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed or drafts were offered; does nothing unless waiting."""
-        if self._home.is_awaited:
-            if now < self._home.until_ms:
-                return [WaitUntil(self._home.until_ms)]
-        elif self._until_ms is None or (now < self._until_ms and not self._offered):
+        """Time has passed or drafts were offered; does nothing where that ends no wait."""
+        wake_at_ms = self.wake_at_ms
+        if wake_at_ms is None or (now < wake_at_ms and not (self.waiting and self._offered)):
             return []
         return self._next(now)
 
     def _next(self, now: float) -> list[Action]:
-        if self._until_ms is not None:
-            self._waited_ms += now - self._wait_began_ms
-            self.statistics.waited_ms += now - self._wait_began_ms
-            self._until_ms = None
+        self.statistics.waited_ms += self._waits.end(now)
         self._offered = self._home.is_awaited = False
         if self._phase is _Phase.PASS:
             return self._go_ahead(now)
         max_rows, max_depth = self._bounds()
         selection = self._select(max_rows, max_depth)
         self._at_hand = self._at_hand or selection
-        if len(selection.depths) >= max_rows:
-            max_depth = selection.depth  # what else came would find no row
+        if len(selection.depths) >= self.limits.max_rows:
+            # What else came would find no row. A smaller budget is no such bound: where home
+            # stopped at it, the shallow trees showed that more rows were worth nothing, for ever.
+            max_depth = selection.depth
         decision = self.policy.decide(self._view(selection, max_depth, now))
         match decision:
-            case policies.Wait(until_ms):
-                self._until_ms, self._wait_began_ms = until_ms, now
-                return [WaitUntil(until_ms)]
-            case policies.DraftAtHome(passes):
+            case policies.Wait(until_ms) if self._waits.begin(until_ms, now):
+                return []
+            case policies.DraftAtHome(wanted) if passes := self._home.allows(wanted, now):
                 return self._draft_at_home(passes, selection, now)
-            case policies.Verify():
-                self._phase, self._selection = _Phase.PASS, selection
-                self._max_rows = max_rows
-                self._pass_began_ms = now
-                self.statistics.rounds_without_home += self._home.passes == 0
-                return [StartPass(selection.tree), *self._go_ahead(now)]
+        self._phase, self._selection = _Phase.PASS, selection
+        self.pool.pass_begins()
+        self._max_rows = max_rows
+        self._pass_began_ms = now
+        self.statistics.rounds_without_home += self._home.passes == 0
+        return [StartPass(selection.tree), *self._go_ahead(now)]
 
     def _go_ahead(self, now: float) -> list[Action]:
         """Draft at home for the next pass, while the target runs?"""
@@ -290,10 +290,10 @@ class Generation:
         # The tree under verification, and what has come to hang below and beside it since.
         max_depth = min(MAX_DEPTH, max(1, self._room - 1))
         selection = self._select(AHEAD_ROWS, max_depth)
-        decision = self.policy.decide(self._view(selection, max_depth, now))
-        if isinstance(decision, policies.DraftAtHome):
-            self.statistics.ahead_draft_passes += decision.passes
-            return self._draft_at_home(decision.passes, selection, now)
+        match self.policy.decide(self._view(selection, max_depth, now)):
+            case policies.DraftAtHome(wanted) if passes := self._home.allows(wanted, now):
+                self.statistics.ahead_draft_passes += passes
+                return self._draft_at_home(passes, selection, now)
         return []
 
     def _race_on(self, accepted_nodes: Sequence[int], committed: Sequence[int], ms: float) -> None:
@@ -311,17 +311,14 @@ class Generation:
 
     def _draft_at_home(self, passes: int, selection: Selection, now: float) -> list[Action]:
         home = self._home
-        actions: list[Action] = []
-        if not home.is_busy:
-            home.begins(passes, now)
-            known = None
-            if self.request.rule == "match" and len(selection.depths) > 1:
-                known = self.pool.as_draft(selection)
-            actions.append(DraftAtHome(tuple(self.pool.token_ids), passes, known))
-        if self._phase is _Phase.IDLE:
-            home.is_awaited = True
-            actions.append(WaitUntil(home.until_ms))
-        return actions
+        home.is_awaited = self._phase is _Phase.IDLE
+        if home.is_busy:
+            return []
+        home.begins(passes, now)
+        known = None
+        if self.request.rule == "match" and len(selection.depths) > 1:
+            known = self.pool.as_draft(selection)
+        return [DraftAtHome(tuple(self.pool.token_ids), passes, known)]
 
     def _bounds(self) -> tuple[int, int]:
         """Rows and depth of a tree for the target."""
@@ -340,7 +337,7 @@ class Generation:
         return View(
             now_ms=now,
             idle_ms=0.0 if verifying else now - self._free_ms,
-            waited_ms=self._waited_ms,
+            waited_ms=self._waits.round_ms,
             verifying=verifying,
             left_ms=max(0.0, self._pass_began_ms + e.target_pass_ms - now) if verifying else 0.0,
             expected_tokens=selection.expected_tokens,

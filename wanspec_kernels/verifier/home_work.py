@@ -2,7 +2,10 @@
 
 from math import inf
 
+from wanspec_kernels.protocol import MAX_DEPTH
 from wanspec_kernels.verifier.estimates import Estimates
+
+MAX_PASSES = MAX_DEPTH  # of a round, whatever a policy asks for; one for each level there may be
 
 
 class HomeWork:
@@ -25,7 +28,14 @@ class HomeWork:
         return self._began_ms is not None
 
     def may_bring_more(self, now: float) -> bool:
-        return self.is_there and not self.is_spent and not (self.is_busy and now >= self.until_ms)
+        return self.allows(1, now) > 0
+
+    def allows(self, passes: int, now: float) -> int:
+        """How many of these passes may be asked for, or awaited if home is busy with some."""
+        if not self.is_there or self.is_spent or (self.is_busy and now >= self.until_ms):
+            return 0
+        left = passes if self.is_busy else MAX_PASSES - self.passes
+        return max(0, min(passes, left))
 
     def begins(self, passes: int, now: float) -> None:
         self.passes += passes

@@ -30,7 +30,9 @@ class TargetModel(Protocol):
 
 
 class HomeDrafter(Protocol):
-    def open(self, request: Open) -> None: ...
+    def open(self, request: Open) -> None:
+        """Take up a request. Of a text too long for the wire, OPEN has the beginning only."""
+        ...
 
     def draft(
         self, request: int, token_ids: Sequence[int], passes: int, known: Draft | None

@@ -20,5 +20,6 @@ class Kind(StrEnum):
 class Outcome:
     kind: Kind
     new_nodes: int = 0
-    dropped_nodes: int = 0  # past a bound
+    dropped_nodes: int = 0  # past a bound or the vocabulary
     reason: str = ""
+    new_claims: int = 0  # nodes that this source had not drafted before, new or not

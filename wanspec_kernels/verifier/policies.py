@@ -2,10 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-from wanspec_kernels.verifier.policy import Arrival, Decision, DraftAtHome, Verify, View, Wait
-
-MIN_WAIT_MS = 0.1  # shorter ones could follow each other without end, for want of digits
-MAX_WAIT_MS = 1000.0  # a round, whatever a clock that jumps says of pass times
+from wanspec_kernels.verifier.policy import (
+    MAX_WAIT_MS,
+    MIN_WAIT_MS,
+    Arrival,
+    Decision,
+    DraftAtHome,
+    Verify,
+    View,
+    Wait,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,8 @@ class ExpectedGain:
     All this holds while the request is no slower than co-located speculation would be on this very
     text, by estimate: one that is behind counts on no remote, for a remote may be heard and near
     and of no use. The less remotes alone would bring, the further ahead it has to be; with less
-    than `least_worth` of that speed they are left out of account.
+    than `least_worth` of that speed they are left out of account, and home works as if nobody were
+    elsewhere, ahead of the target too.
 
     Nothing is ever stuck: waits add up to at most `max_wait_fraction` of a target pass a round, a
     source that is overdue is not waited for, home passes a round are bounded, and what remains is
@@ -102,20 +109,20 @@ class ExpectedGain:
     least_worth: float = 0.55
 
     def decide(self, view: View) -> Decision:
-        distrusted = self._distrusts(view)
-        if view.reply_ms is not None and (distrusted or self._is_far(view)):
-            if view.verifying:
+        if view.remote_worth < self.least_worth:  # Home works as if nobody were elsewhere.
+            view = replace(view, reply_ms=None, arrivals=())
+        elif self._is_behind(view) or self._is_far(view):
+            if view.verifying and view.reply_ms is not None:
                 return Verify()
-            view = replace(view, reply_ms=None)
-        if distrusted:
-            view = replace(view, arrivals=())
+            arrivals = () if self._is_behind(view) else view.arrivals
+            view = replace(view, reply_ms=None, arrivals=arrivals)
         if self._made_enough(view):
             view = replace(view, home_passes=None)
         return self._ahead(view) if view.verifying else self._now(view)
 
-    def _distrusts(self, view: View) -> bool:
+    def _is_behind(self, view: View) -> bool:
         lost_ms = max(0.0, 1.0 - view.remote_worth) * view.target_pass_ms  # in a round on remotes
-        return view.behind_ms + lost_ms > 0 or view.remote_worth < self.least_worth
+        return view.behind_ms + lost_ms > 0
 
     def _is_far(self, view: View) -> bool:
         """There is a remote, but too far for home to leave drafting to it."""

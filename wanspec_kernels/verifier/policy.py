@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+MIN_WAIT_MS = 0.1  # shorter ones could follow each other without end, for want of digits
+MAX_WAIT_MS = 1000.0  # a round, whatever a clock that jumps says of pass times
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -65,6 +68,10 @@ class Policy(Protocol):
 
     While the target is at work, `Verify` and `Wait` both mean that nothing is drafted at home; and
     where the home drafter is busy, `DraftAtHome` means that its answer is awaited.
+
+    No answer holds a request up: it is verified after `MAX_WAIT_MS` of a round's waits, after
+    `home_work.MAX_PASSES` at home, where nobody is at home, and instead of a wait that is shorter
+    than `MIN_WAIT_MS` or lies in the past.
     """
 
     def decide(self, view: View) -> Decision: ...

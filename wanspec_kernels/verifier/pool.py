@@ -1,15 +1,23 @@
 """Pool: the drafts of one request, from all sources, as one trie keyed by absolute path."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
-from wanspec_kernels.confidence import UNKNOWN, Calibration, code_of
+from wanspec_kernels.confidence import code_of
 from wanspec_kernels.protocol import Draft, check_of
 from wanspec_kernels.tree import Expansion
 from wanspec_kernels.verifier.outcome import Kind, Outcome
 from wanspec_kernels.verifier.pool_node import HOME, PoolNode
 from wanspec_kernels.verifier.pool_trie import STALE, PoolTrie
-from wanspec_kernels.verifier.selection import Selection, select_expanded, select_likeliest
+from wanspec_kernels.verifier.pool_vocabulary import within_vocabulary
+from wanspec_kernels.verifier.selection import (
+    Selection,
+    credit_below,
+    select_expanded,
+    select_likeliest,
+)
+from wanspec_kernels.verifier.worth import TRUSTED, Believed, Worths
 
 __all__ = ["HOME", "MAX_EARLY_DRAFTS", "Kind", "Outcome", "Pool", "Selection"]
 
@@ -21,9 +29,10 @@ class Pool:
 
     A draft is a trie that hangs from some committed length. It is followed along what was committed
     since, and what hangs below the root is merged by path. Every source has its own bound
-    `max_source_nodes`, so that none can crowd out another; what lies past it is dropped, reported.
-    What a source's confidences are worth is learnt at every commit in `calibrations`, which the
-    requests of one verifier share.
+    `max_source_nodes`, so that none can crowd out another; what lies past it is dropped, reported,
+    and so is what hangs from a token past the vocabulary.
+    What a source's drafts are worth is learnt at every commit in `worths`, which the requests of
+    one verifier share; with less credit than `TRUSTED` it counts as if it had not drafted.
 
     Under `rejection` each source also has one group of draws a node. Whether a group is kept, and
     whether it is verified, must not depend on the values drawn in it or in groups verified after
@@ -44,13 +53,13 @@ class Pool:
         num_draws: int = 0,
         replacement: bool = False,
         max_source_nodes: int = 1024,
-        calibrations: dict[int, Calibration] | None = None,
+        worths: Worths | None = None,
     ) -> None:
         self.request = request
         self.token_ids = list(token_ids)
-        self.calibrations = {} if calibrations is None else calibrations
-        self.followed = 0  # committed tokens that the pool had, where it had anything
-        self.left = 0  # and those that it had not
+        self.worths = Worths() if worths is None else worths
+        self.followed = 0.0  # committed tokens that the pool had, where it had anything,
+        self.left = 0.0  # and those that it had not, by the credit of who had drafted there
         self._first_length = len(self.token_ids)
         self._checks = [check_of(self.token_ids)]  # by length, from _first_length on
         self._vocab_size = vocab_size
@@ -120,9 +129,23 @@ class Pool:
         reason = self._flaw(draft)
         if reason:
             return Outcome(Kind.INVALID, reason=reason)
-        if draft.base_length > len(self.token_ids):
-            return self._hold(source, draft)
-        return self._settle(source, draft)
+        draft, num_dropped = within_vocabulary(draft, self._vocab_size)
+        early = draft.base_length > len(self.token_ids)
+        outcome = self._hold(source, draft) if early else self._settle(source, draft)
+        if num_dropped:
+            outcome = replace(
+                outcome,
+                dropped_nodes=outcome.dropped_nodes + num_dropped,
+                reason=outcome.reason or f"expected tokens below {self._vocab_size}",
+            )
+        return outcome
+
+    def pass_begins(self) -> None:
+        """What comes until the next commit is too late to show what its source is worth.
+
+        A drafter could else earn credit by tokens that the pass under way decides anyway.
+        """
+        self._trie.pass_begins()
 
     def commit(self, token_ids: Sequence[int]) -> list[tuple[int, Outcome]]:
         """Re-root below the new tokens; returns what became of early drafts now settled."""
@@ -133,6 +156,7 @@ class Pool:
             if root.children and not self.rejection:
                 self._learn(root, root.children.get(token))
             self._trie.descend(token)
+        self._trie.pass_ends()
         if not self._early:
             return []
         due = [held for held in self._early if held[1].base_length <= self.length]
@@ -149,8 +173,15 @@ class Pool:
         rests on the `acceptance` of a level.
         """
         if self.rejection:
-            return select_expanded(self.root, self.charge, acceptance, max_rows, max_depth)
-        return select_likeliest(self.root, self.tables(), max_rows, max_depth)
+            return select_expanded(
+                self.root,
+                self.charge,
+                acceptance,
+                max_rows,
+                max_depth,
+                replacement=self._replacement,
+            )
+        return select_likeliest(self.root, self.believed(), max_rows, max_depth)
 
     def as_draft(self, selection: Selection) -> Draft:
         """A selection's rows, with what they are believed to be worth, to grow on."""
@@ -171,26 +202,28 @@ class Pool:
         )
 
     def follow(self, path: Sequence[int]) -> tuple[int, bool, frozenset[int]]:
-        """How far a path leads, whether nothing hangs there, and who brought that node."""
+        """How far a path leads, whether nothing to count on hangs there, and who brought that."""
         node, depth = self._trie.root, 0
         for token in path:
             child = node.children.get(token)
             if child is None:
                 break
             node, depth = child, depth + 1
-        return depth, not node.children, frozenset(node.sources)
+        is_open = credit_below(node, self.believed()) < TRUSTED
+        return depth, is_open, frozenset(node.sources)
 
     def missed(self, path: Sequence[int]) -> list[bool | None]:
-        """For each token of a path that remotes had drafted beside: did home hold it?
+        """For each token of a path that remotes of credit had drafted beside: did home hold it?
 
         None: home had drafted nothing there.
         """
         found: list[bool | None] = []
         node = self._trie.root
+        trusted = {source for source, b in self.believed().items() if b.credit >= TRUSTED}
         for token in path:
             child = node.children.get(token)
             sources = {source for each in node.children.values() for source in each.sources}
-            if sources - {HOME} and (child is None or child.sources.keys() <= {HOME}):
+            if sources & trusted - {HOME} and (child is None or child.sources.keys() <= {HOME}):
                 found.append(child is not None if HOME in sources else None)
             if child is None:
                 break
@@ -220,32 +253,30 @@ class Pool:
             stack += [((*path, token), child) for token, child in node.children.items()]
         return found
 
-    def tables(self) -> Mapping[int, Sequence[float]]:
-        """What each source's codes are worth."""
-        return {source: c.table for source, c in self.calibrations.items()}
+    def believed(self) -> dict[int, Believed]:
+        """How far each source's drafts count."""
+        return {source: self.worths.believed(source) for source in self._enrolled}
 
     def _learn(self, root: PoolNode, child: PoolNode | None) -> None:
         """A token was decided below `root`: what had the sources said of it?"""
-        self.followed += child is not None
-        self.left += child is None
+        credit = credit_below(root, self.believed())
+        if child is None:
+            self.left += credit
+        else:
+            self.followed += credit
         codes: dict[int, list[int]] = {}
+        hits: dict[int, int] = {}
         for node in root.children.values():
-            for source, code in node.sources.items():
-                if code != UNKNOWN:
-                    codes.setdefault(source, []).append(code)
+            in_time = self._trie.codes_in_time(node)
+            if node is child:
+                hits = in_time
+            for source, code in in_time.items():
+                codes.setdefault(source, []).append(code)
         for source, its_codes in codes.items():
-            hit = None if child is None else child.sources.get(source)
-            if source not in self.calibrations:
-                self.calibrations[source] = Calibration()
-            self.calibrations[source].observe(its_codes, None if hit == UNKNOWN else hit)
+            self.worths.of(source).observe(its_codes, hits.get(source))
 
     def _flaw(self, draft: Draft) -> str:
         """What is wrong with a draft that is a valid message; "" if nothing is."""
-        largest = max(draft.token_ids, default=-1)
-        if draft.expansions:
-            largest = max(largest, max(max(e.token_ids) for e in draft.expansions))
-        if largest >= self._vocab_size:
-            return f"expected tokens below {self._vocab_size}, got {largest}"
         if draft.expansions and not self.rejection:
             return "expected no expansions under match"
         for expansion in draft.expansions:

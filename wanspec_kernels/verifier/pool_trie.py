@@ -24,12 +24,32 @@ class PoolTrie:
         self._arrivals = 0
         self._charges: Counter[int] = Counter()  # by source; too high, unless they are exact
         self._charges_are_exact = True
+        # Claims that came since a pass began, and the source's claim at that node before, if any.
+        self._late: dict[tuple[PoolNode, int], int | None] | None = None  # None: no pass runs
 
     def descend(self, token: int) -> None:
         """Re-root below a token, and forget all else."""
         child = self.root.children.get(token)
         self.root = child if child is not None else PoolNode(token, 0)
         self._charges_are_exact = False
+
+    def pass_begins(self) -> None:
+        """From now on until `pass_ends`, remember what comes too late to be verified."""
+        self._late = {}
+
+    def pass_ends(self) -> None:
+        self._late = None
+
+    def codes_in_time(self, node: PoolNode) -> dict[int, int]:
+        """By source, what it said of a node before the pass under way began."""
+        if not self._late:
+            return node.sources
+        found = {}
+        for source, code in node.sources.items():
+            before = self._late.get((node, source), code)
+            if before is not None:
+                found[source] = before
+        return found
 
     def forget(self, source: int) -> None:
         """As if it had never drafted anything."""
@@ -53,8 +73,9 @@ class PoolTrie:
         placed[at + 1] = self.root
         start = at + 1
         room = self._max_source_nodes - self._charges[source]
-        new_nodes = dropped = below = 0
+        new_nodes = new_claims = dropped = below = 0
         adds = False
+        late = self._late
         for token, parent, code in zip(
             draft.token_ids[start:], draft.parents[start:], codes[start:], strict=True
         ):
@@ -68,6 +89,8 @@ class PoolTrie:
                 adds = True
             elif (known := node.sources.get(source)) is not None:
                 if code < known:
+                    if late is not None:
+                        late.setdefault((node, source), known)
                     node.sources[source] = code
                 placed.append(node)
                 continue
@@ -84,13 +107,19 @@ class PoolTrie:
                 self._arrivals += 1
                 node = above.add_child(token, self._arrivals)
                 new_nodes += 1
+            if late is not None:
+                late[node, source] = None
             node.sources[source] = code
+            new_claims += 1
             placed.append(node)
         if adds:
-            return Outcome(Kind.NEW if at < 0 else Kind.LATE, new_nodes, dropped)
+            kind = Kind.NEW if at < 0 else Kind.LATE
+            return Outcome(kind, new_nodes, dropped, new_claims=new_claims)
         if at >= 0 and not below:
             return STALE
-        return Outcome(Kind.DUPLICATE, 0, dropped) if dropped else _DUPLICATE
+        if dropped or new_claims:
+            return Outcome(Kind.DUPLICATE, 0, dropped, new_claims=new_claims)
+        return _DUPLICATE
 
     def merge_draws(self, source: int, draft: Draft, at: int, *, redraws: bool) -> Outcome:
         """`rejection`: nodes and their draws; who `redraws` may draw otherwise than before."""
@@ -142,7 +171,7 @@ class PoolTrie:
             kind = Kind.STALE
         else:
             kind = Kind.DUPLICATE
-        return Outcome(kind, new_nodes, dropped)
+        return Outcome(kind, new_nodes, dropped, new_claims=int(adds))
 
     def _place_node(self, source: int, above: PoolNode, token: int) -> PoolNode | None:
         node = above.children.get(token)

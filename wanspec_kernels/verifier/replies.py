@@ -39,13 +39,14 @@ class Replies:
         self._newest.pop(source, None)
 
     def soonest_ms(self, among: Container[int], now: float) -> float | None:
-        """The soonest reply, after a commit, of a remote that has not fallen silent."""
+        """The soonest reply, after a commit, of a remote that counts and has not fallen silent."""
         patience_ms = SILENT_PASSES * self._estimates.target_pass_ms
         return min(
             (
                 pace.reply_ms
                 for source, pace in self._estimates.paces.items()
                 if source in among
+                and self._estimates.counts(source)
                 and pace.reply_ms is not None
                 and pace.heard_ms is not None
                 and now - pace.heard_ms < pace.reply_ms + patience_ms
@@ -57,7 +58,7 @@ class Replies:
         """What is to come of each remote next, and when."""
         found = []
         for source, pace in self._estimates.paces.items():
-            if pace.reply_ms is None or source not in among:
+            if pace.reply_ms is None or source not in among or not self._estimates.counts(source):
                 continue
             mass = selection.open_mass_of(source)
             next_ms = None

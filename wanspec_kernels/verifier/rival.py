@@ -105,7 +105,7 @@ class Race:
         # The last one is the target's own.
         depth, is_open, _ = pool.follow(committed)
         if depth == len(committed):  # its draft has come meanwhile, or had no row
-            held = (accepted_nodes[-1] if accepted_nodes else 0) in verified.open_rows
+            held = verified.openness[accepted_nodes[-1] if accepted_nodes else 0] >= 0.5
         elif is_open:
             held = self._rival.holds(self._estimates.acceptance)
         else:  # remotes had others there, or home

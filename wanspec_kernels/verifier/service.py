@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,15 +11,16 @@ from itertools import count
 from typing import Any, Literal, TypeVar
 
 from wanspec_kernels.keys import AllowList, Secret
-from wanspec_kernels.protocol import MAX_TREE_NODES, Draft
+from wanspec_kernels.protocol import MAX_PROMPT_TOKENS, MAX_TREE_NODES, Draft
 from wanspec_kernels.sampling import SamplingParams
-from wanspec_kernels.verifier.actions import Committed, DraftAtHome, Finished, StartPass, WaitUntil
+from wanspec_kernels.verifier.actions import Committed, DraftAtHome, Finished, StartPass
 from wanspec_kernels.verifier.endpoint import Endpoint, EndpointConfig, now_ms
 from wanspec_kernels.verifier.estimates import Estimates
 from wanspec_kernels.verifier.generation import Generation
 from wanspec_kernels.verifier.interfaces import HomeDrafter, TargetModel
 from wanspec_kernels.verifier.policies import ExpectedGain
 from wanspec_kernels.verifier.policy import Policy
+from wanspec_kernels.verifier.refusals import Refusal
 from wanspec_kernels.verifier.request import Limits, Request
 from wanspec_kernels.verifier.row_budget import RowBudget
 from wanspec_kernels.verifier.session import Session
@@ -106,8 +107,13 @@ class VerifierService:
 
     @property
     def sessions(self) -> list[Session]:
-        """Connections that said a valid HELLO, quarantined ones included."""
+        """Connections that said a valid HELLO."""
         return self._endpoint.sessions if self._endpoint else []
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """Who was not let in of late, and why."""
+        return self._endpoint.refusals.latest() if self._endpoint else []
 
     @property
     def source_names(self) -> dict[int, str]:
@@ -151,7 +157,7 @@ class VerifierService:
         token_ids: Sequence[int],
         *,
         max_tokens: int,
-        stop_token_ids: Sequence[int] = (),
+        stop_token_ids: Collection[int] = (),
         rule: Literal["match", "rejection"] = "match",
         temperature: float = 0.0,
         top_k: int = 0,
@@ -171,23 +177,24 @@ class VerifierService:
         """
         if self._closed:
             raise RuntimeError("generate: expected an open service, got a closed one")
+        sampling = SamplingParams.build(
+            1, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        )
         request = Request(
             number=next(self._request_numbers),
             token_ids=tuple(token_ids),
             max_tokens=max_tokens,
             stop_token_ids=frozenset(stop_token_ids),
             rule=rule,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
+            # Python's own numbers, which the wire takes; any other kind has been checked.
+            temperature=float(temperature),
+            top_k=int(top_k),
+            top_p=float(top_p),
+            min_p=float(min_p),
+            seed=int(seed),
             share_seed=share_seed,
             num_draws=num_draws,
             replacement=replacement,
-        )
-        sampling = SamplingParams.build(
-            1, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
         )
         caller = asyncio.current_task()
         assert caller is not None
@@ -217,6 +224,7 @@ class VerifierService:
         try:
             if self._endpoint is not None:
                 self._endpoint.attach(generation)  # drafters read the prompt while the target does
+                self._note_length(generation, len(request.token_ids))
             started = True
             await asyncio.shield(
                 self._target_worker.submit(
@@ -229,11 +237,7 @@ class VerifierService:
             if self._endpoint is not None:
                 self._endpoint.detach(generation.finish_reason or "cancelled")
             if started:
-                release = asyncio.create_task(self._release(request.number, home))
-                while not release.done():  # whoever cancels us meanwhile
-                    with suppress(asyncio.CancelledError):
-                        await asyncio.wait([release])
-                release.result()
+                await _to_its_end(self._release(request.number, home))
         assert generation.finish_reason is not None
         return GenerationResult(
             generation.output_ids,
@@ -252,7 +256,6 @@ class VerifierService:
     ) -> None:
         passing: asyncio.Future[tuple[list[int], list[int]]] | None = None
         drafting: asyncio.Future[list[Draft] | None] | None = None
-        until_ms: float | None = None
         actions = generation.start(now_ms())
         while True:
             for action in actions:
@@ -263,17 +266,17 @@ class VerifierService:
                         )
                     case DraftAtHome(token_ids, passes, known):
                         drafting = self._home_worker.submit(home.draft, token_ids, passes, known)
-                    case WaitUntil(at_ms):
-                        until_ms = at_ms
                     case Committed(token_ids, sources):
                         if self._endpoint is not None:
                             self._endpoint.update_sessions()
+                            self._note_length(generation, len(token_ids))
                         if on_tokens is not None:
                             on_tokens(token_ids, sources)
                     case Finished():
                         return
-            await self._wait([job for job in (passing, drafting) if job is not None], until_ms)
-            until_ms, actions = None, []
+            jobs = [job for job in (passing, drafting) if job is not None]
+            await self._wait(jobs, generation.wake_at_ms)
+            actions = []
             if passing is not None and passing.done():
                 verdict, passing = passing.result(), None
                 actions += generation.pass_finished(*verdict, now_ms())
@@ -283,12 +286,26 @@ class VerifierService:
             if not actions:
                 actions = generation.tick(now_ms())
 
-    async def _wait(self, jobs: list["asyncio.Future[Any]"], until_ms: float | None) -> None:
+    def _note_length(self, generation: Generation, grown: int) -> None:
+        """Say it when these last tokens have made the text too long for an OPEN."""
+        length = generation.pool.length
+        if length - grown <= MAX_PROMPT_TOKENS < length:
+            logger.warning(
+                "request %d: its text has %d tokens and OPEN holds %d at most: no remote drafter is"
+                " asked that does not follow it already",
+                generation.number,
+                length,
+                MAX_PROMPT_TOKENS,
+            )
+
+    async def _wait(self, jobs: list["asyncio.Future[Any]"], wake_at_ms: float | None) -> None:
         """Until a job has ended, a draft has come or the time is up."""
         if not any(job.done() for job in jobs):
-            timeout = None if until_ms is None else max(0.0, until_ms - now_ms()) / 1000
+            timeout_s = None if wake_at_ms is None else max(0.0, wake_at_ms - now_ms()) / 1000
+            # Not asyncio.wait_for, which in Python 3.11 loses a cancellation that follows a wake.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), timeout)
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
         self._wake.clear()
 
     async def _release(self, request: int, home: "_HomeRequest") -> None:
@@ -296,6 +313,20 @@ class VerifierService:
         await self._target_worker.idle()
         self._home_worker.submit(home.close)  # in its turn
         await self._target_worker.submit(self._target.finish, request)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await all of it, whoever cancels us meanwhile; only then are we cancelled."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from task.exception()
+    task.result()
 
 
 class _Worker:
@@ -335,6 +366,7 @@ class _HomeRequest:
         self._home = home
         self._generation = generation
         self._opened = False
+        self._num_failures = 0
 
     def draft(
         self, token_ids: tuple[int, ...], passes: int, known: Draft | None
@@ -348,8 +380,12 @@ class _HomeRequest:
                 self._home.open(self._generation.open_message(max_nodes, home=True))
                 self._opened = True
             return self._home.draft(self._generation.number, token_ids, passes, known)
-        except Exception:
-            logger.exception("home drafter: a draft failed")
+        except Exception as error:
+            self._num_failures += 1
+            if self._num_failures == 1:  # the statistics count the others
+                logger.exception("home drafter: a draft failed")
+            else:
+                logger.debug("home drafter: failure %d: %s", self._num_failures, error)
             self.close()
             return None
 

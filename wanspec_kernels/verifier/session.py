@@ -33,13 +33,11 @@ class SessionConfig:
     missed_heartbeats: int = 3  # then the drafter is taken for dead
     capacity_retry_ms: float = 5000.0  # until a drafter that was full is asked again
     reopen_ms: float = 200.0  # between two OPENs of one request
-    max_malformed: int = 8  # then the session is quarantined
 
 
 class State(Enum):
     NEW = "new"
     READY = "ready"
-    QUARANTINED = "quarantined"  # answered once, ignored since
     ENDED = "ended"
 
 
@@ -72,6 +70,7 @@ class Reaction:
 
     send: list[Message] = field(default_factory=list)
     draft: Draft | None = None  # to be offered
+    malformed: str = ""  # what is wrong with it, if anything
 
 
 class Session:
@@ -98,7 +97,6 @@ class Session:
         self.config = config or SessionConfig()
         self.state = State.NEW
         self.end_reason = ""
-        self.ended_ms = 0.0  # last heard of when it was quarantined
         self.hello: Hello | None = None
         self.counters: Counter[str] = Counter()
         self.round_trip_ms: float | None = None  # smoothed
@@ -116,7 +114,7 @@ class Session:
 
     def on_message(self, message: Message, now: float) -> Reaction:
         self.counters["received"] += 1
-        if self.state in (State.QUARANTINED, State.ENDED):
+        if self.state is State.ENDED:
             self.counters["ignored"] += 1
             return Reaction()
         self._heard_ms = now
@@ -137,28 +135,19 @@ class Session:
                     self._known[request].length = None
                     self._known[request].declined_ms = float("inf")  # for good
             case _:
-                return Reaction(self.malformed(f"expected a DRAFT, got {type(message).__name__}"))
+                return Reaction(malformed=f"expected a DRAFT, got {type(message).__name__}")
         return Reaction()
-
-    def malformed(self, reason: str) -> list[Message]:
-        """Something came that is no message, or one that a drafter does not send."""
-        self.counters["malformed"] += 1
-        if self.state in (State.QUARANTINED, State.ENDED):
-            return []
-        if self.counters["malformed"] >= self.config.max_malformed:
-            return self.quarantine(f"too many malformed messages, the last: {reason}")
-        return [Error.of(ErrorCode.MALFORMED, reason)]
 
     def quarantine(self, reason: str) -> list[Message]:
         """Say why, and ignore the drafter from now on."""
-        if self.state in (State.QUARANTINED, State.ENDED):
+        if self.state is State.ENDED:
             return []
-        self.state, self.end_reason, self.ended_ms = State.QUARANTINED, reason, self._heard_ms
-        self._known.clear()
-        return [Error.of(ErrorCode.MALFORMED, f"quarantined: {reason}")]
+        self.end(f"quarantined: {reason}")
+        return [Error.of(ErrorCode.MALFORMED, self.end_reason)]
 
     def end(self, reason: str) -> None:
-        if self.state is not State.QUARANTINED:
+        """Ignore the drafter from now on."""
+        if self.state is not State.ENDED:
             self.state, self.end_reason = State.ENDED, reason
         self._known.clear()
 

@@ -32,19 +32,24 @@ class VerifyResult:
     token_ids: Tensor  # [batch, max_depth + 1]: accepted drafts, the token that follows, then -1
     num_accepted: Tensor  # [batch], drafts only
     accepted_nodes: Tensor  # [batch, max_depth]: index within the tree, then -1
-    status: Tensor  # [batch]: 0, or 1 if a row on the path had NaN, +inf or only -inf
+    status: Tensor  # [batch]: 0, or 1 if a row on the path was invalid
 
     def raise_for_status(self) -> None:
         """Wait for the device and raise if a row was invalid.
 
-        Such a request keeps what was accepted above that row; its following token is -1.
+        A row is invalid if it holds NaN, +inf or only -inf; under ``"match"`` also if its largest
+        logit overflows when it is divided by the temperature. Such a request keeps what was
+        accepted above that row; its following token is -1.
 
         Raises:
             ValueError: names the requests.
         """
         bad = self.status.nonzero().flatten().tolist()
         if bad:
-            raise ValueError(f"target_logits: NaN, +inf or only -inf on the path of requests {bad}")
+            raise ValueError(
+                "target_logits: expected numbers that stay finite when divided by the temperature, "
+                f"got others on the path of requests {bad}"
+            )
 
 
 def verify_tree(

@@ -11,6 +11,7 @@ from wanspec_kernels.verify.noise_kernels import TOKEN
 from wanspec_kernels.verify.row_kernels import (
     INVALID,
     NONE,
+    is_number,
     key_of,
     load_logits,
     masses_from,
@@ -149,9 +150,8 @@ def verify_match_kernel(
                             cutoff = tl.maximum(cutoff, above)
             node_token = -1
             child = -1
-            if (best == INVALID) | (best == NONE):
-                status = 1
-            else:
+            status = tl.where(is_number(best), 0, 1)
+            if status == 0:
                 node_token = token_of(best)
                 child = child_of(
                     token_ids_ptr + start, parents_ptr + start, end - start, node, node_token

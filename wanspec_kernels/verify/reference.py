@@ -98,6 +98,9 @@ def verify_match(
             if sampling.inverse_temperature > 0:
                 score += noise.gumbel_row(len(row), positions[b] + len(path.nodes), seed[b])
             own = int(kept[score[kept].argmax()])
+            if not score[own].isfinite():
+                path.status = 1
+                break
             candidates = zip(tokens[start:end], parent_of[start:end], strict=True)
             matches = [i for i, c in enumerate(candidates) if c == (own, path.node)]
             if matches:

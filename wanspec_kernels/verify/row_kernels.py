@@ -24,6 +24,7 @@ STAGES = tl.constexpr(3)
 NONE = tl.constexpr(-(1 << 63))
 INVALID = tl.constexpr((1 << 63) - 1)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
+KEY_OF_INFINITY = tl.constexpr(0x7F800000)
 KEY_OF_MINUS_INFINITY = tl.constexpr(-0x7F800001)
 # Relative error of a rough mass at most: a few times that of exponentials down to -40 and of
 # float32 sums of a row.
@@ -54,6 +55,13 @@ def pack(score, token):
 def score_of(packed):
     """-inf of NONE."""
     return value_of(packed >> 32)
+
+
+@triton.jit
+def is_number(packed):
+    """Whether the score is finite, which that of NONE and of INVALID is not."""
+    key = packed >> 32
+    return (key > KEY_OF_MINUS_INFINITY) & (key < KEY_OF_INFINITY)
 
 
 @triton.jit

@@ -21,5 +21,9 @@ def load(name: str) -> Trace:
         with as_file(files(__name__) / "bundled.npz") as path:
             return Trace.load(path)
     if name.startswith(SYNTHETIC):
-        return generate(float(name.removeprefix(SYNTHETIC)))
+        try:
+            top_1 = float(name.removeprefix(SYNTHETIC))
+        except ValueError:
+            raise ValueError(f"expected a number, as in synthetic:0.8, got {name}") from None
+        return generate(top_1)
     return Trace.load(Path(name))

@@ -1,6 +1,4 @@
 import asyncio
-import logging
-import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,17 +9,8 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from wanspec_kernels.keys import (
-    AllowList,
-    Authenticator,
-    KeyFileError,
-    Secret,
-    generate,
-    load_public,
-    load_secret,
-    secure_client,
-    secure_server,
-)
+from tests.keys.key_folder import enroll, new_key
+from wanspec_kernels.keys import AllowList, Authenticator, Secret, secure_client, secure_server
 
 REFUSED = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH,
@@ -29,115 +18,6 @@ REFUSED = {
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
 }
 WAIT_S = 5.0
-
-
-def new_key(folder: Path, name: str) -> Secret:
-    return load_secret(generate(folder, name))
-
-
-@pytest.fixture
-def enrolled(tmp_path: Path) -> Path:
-    folder = tmp_path / "enrolled"
-    folder.mkdir()
-    return folder
-
-
-def enroll(folder: Path, name: str, key: Secret) -> None:
-    (folder / f"{name}.key").write_text(f'curve\n    public-key = "{key.public.decode()}"\n')
-
-
-def test_generated_keys_load(tmp_path: Path) -> None:
-    secret_file = generate(tmp_path, "drafter")
-    secret = load_secret(secret_file)
-    assert load_public(tmp_path / "drafter.key") == secret.public
-    assert secret_file.stat().st_mode & 0o777 == 0o600
-    assert b"secret" not in (tmp_path / "drafter.key").read_bytes()
-    assert secret.secret.decode() not in repr(secret)
-
-
-@pytest.mark.parametrize("there", ["drafter.key", "drafter.secret"])
-def test_nothing_is_overwritten(tmp_path: Path, there: str) -> None:
-    (tmp_path / there).write_text("mine")
-    with pytest.raises(FileExistsError, match=there):
-        generate(tmp_path, "drafter")
-    assert [file.name for file in tmp_path.iterdir()] == [there]
-    assert (tmp_path / there).read_text() == "mine"
-
-
-@pytest.mark.parametrize("name", ["", ".hidden", "..", "a/b", "../drafter"])
-def test_a_name_that_is_no_plain_one_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(KeyFileError, match="expected a plain name"):
-        generate(tmp_path, name)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "No such file"),
-        ("hello", "public-key"),
-        ('public-key = "abc"', "40 Z85 characters, got 3"),
-        (f'public-key = "{"é" * 20}"', "40 Z85 characters"),
-        (f'public-key = "{"a" * 40}"\nsecret-key = "{"b" * 39}"', "got 39"),
-        ("#" * 5000, "public-key"),
-    ],
-)
-def test_broken_key_files_say_what_is_wrong(
-    tmp_path: Path, content: str | None, message: str
-) -> None:
-    path = tmp_path / "broken.key"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(KeyFileError, match=message):
-        load_public(path)
-
-
-def test_a_pipe_is_no_key_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.key")
-    with pytest.raises(KeyFileError, match="public-key"):
-        load_public(tmp_path / "pipe.key")
-
-
-def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
-    path = generate(tmp_path, "drafter")
-    path.chmod(0o640)
-    with pytest.raises(KeyFileError, match="expected mode 0600, got 0640"):
-        load_secret(path)
-
-
-def test_a_secret_file_needs_a_matching_pair(tmp_path: Path) -> None:
-    generate(tmp_path, "drafter")
-    with pytest.raises(KeyFileError, match="public one only"):
-        load_secret(tmp_path / "drafter.key")
-    other = generate(tmp_path, "other")
-    first_public = load_public(tmp_path / "drafter.key")
-    text = other.read_text().replace(load_secret(other).public.decode(), first_public.decode())
-    other.write_text(text)
-    with pytest.raises(KeyFileError, match="not that of the secret"):
-        load_secret(other)
-
-
-def test_the_allow_list_follows_its_folder(
-    tmp_path: Path, enrolled: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    allowed = AllowList(enrolled)
-    first, second = new_key(tmp_path, "first"), new_key(tmp_path, "second")
-    assert first.public not in allowed
-    enroll(enrolled, "lab", first)
-    assert allowed.name_of(first.public) == "lab"
-    (enrolled / "broken.key").write_text("nonsense")
-    enroll(enrolled, "second", second)
-    with caplog.at_level(logging.WARNING):
-        assert second.public in allowed
-    assert "broken.key" in caplog.text
-    enroll(enrolled, "lab", second)
-    assert first.public not in allowed
-    for file in enrolled.iterdir():
-        file.unlink()
-    enrolled.rmdir()
-    assert second.public not in allowed
-    with pytest.raises(KeyFileError, match="folder"):
-        AllowList(enrolled)
 
 
 @asynccontextmanager

@@ -1,0 +1,75 @@
+"""Processes that compete for one core: a remote drafter costs few of the passes that home saves."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from bench.faults import held_out_prompt
+from bench.real_run import until, welcomed
+from wanspec_kernels.assembly import Pair
+from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
+from wanspec_kernels.keys import AllowList, load_secret
+
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be pinned"),
+]
+TOKENS = 200
+PASSES = 50  # Home alone takes 34; a good drafter that is near leaves some to the target.
+
+
+@contextmanager
+def one_busy_core(drafter):
+    """This process, the drafter's and one that never rests share a core."""
+    cores = os.sched_getaffinity(0)
+    pids = [int(task) for pid in (os.getpid(), drafter) for task in os.listdir(f"/proc/{pid}/task")]
+    for pid in pids:
+        os.sched_setaffinity(pid, {min(cores)})
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        busy.kill()
+        busy.wait()
+        for pid in (os.getpid(), *map(int, os.listdir("/proc/self/task"))):
+            os.sched_setaffinity(pid, cores)
+
+
+async def decode(pair, folder, niceness):
+    service = pair.service(
+        pair.decoder(),
+        bind="tcp://127.0.0.1:*",
+        secret=load_secret(folder / "verifier.secret"),
+        allowed=AllowList(folder / "allowed"),
+    )
+    async with service:
+        drafter = RemoteDrafter.start(
+            1, folder, service.address, EmulatedLink(2.0, 0.0, None), niceness=niceness
+        )
+        try:
+            await until(welcomed(service, 1), [drafter])
+            with one_busy_core(drafter.process.pid):
+                return await asyncio.wait_for(
+                    service.generate(held_out_prompt(pair), max_tokens=TOKENS), 120.0
+                )
+        finally:
+            drafter.stop()
+
+
+@pytest.mark.parametrize("niceness", [0, 10])
+def test_a_starved_drafter_costs_few_passes(tmp_path, niceness):
+    make_keys(tmp_path, 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pair = Pair.load("bundled:target", "bundled:draft", "cpu", torch.float32)
+    try:
+        result = asyncio.run(decode(pair, tmp_path, niceness))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(result.token_ids) == TOKENS
+    assert result.statistics.target_passes <= PASSES, result.statistics
