@@ -14,6 +14,7 @@ from wanspec_kernels.target.attention_hook import IMPLEMENTATION, TreePass, curr
 from wanspec_kernels.target.capacity import Capacity
 from wanspec_kernels.target.compiled import compiled_layers
 from wanspec_kernels.target.graphs import PassGraphs
+from wanspec_kernels.target.merged import merge_projections
 from wanspec_kernels.target.requirements import (
     UnsupportedModelError,
     layer_windows,
@@ -41,6 +42,9 @@ class Target:
     ) -> None:
         """Take a model loaded with ``attn_implementation="wanspec_tree"``, as `load` does.
 
+        Its query, key and value projections, and those of gate and up, become one product each, in
+        place: `merge_projections` says which.
+
         `num_pages` of `page_size` slots serve all requests together. `max_length` bounds one
         request's tokens, its tree included; None is what pages and model allow.
         `attention_backend` is that of `tree_attention`.
@@ -52,6 +56,7 @@ class Target:
         limits = [num_pages * page_size, getattr(config, "max_position_embeddings", None)]
         self.max_length = min(n for n in (*limits, max_length) if n is not None)
         require_supported(model, config, self.max_length)
+        merge_projections(model)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.vocab_size: int = config.vocab_size
