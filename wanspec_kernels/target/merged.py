@@ -49,7 +49,8 @@ class MergedProduct(nn.Module):
     def part(self, index: int, x: Tensor) -> Tensor:
         """[..., sizes[index]] of one projection, a view of the whole product.
 
-        One that comes with another input than that whose parts wait is computed by itself.
+        One that comes with another input than that whose parts wait is computed by itself. Inputs
+        are told apart as objects: between the calls of a group nobody may change theirs in place.
         """
         if index not in self._parts:  # nobody has called yet, or this one for the second time
             product = functional.linear(x, self.weight, self.bias)
