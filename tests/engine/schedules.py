@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from random import Random
 
-from tests.verifier.fake_models import VOCAB_SIZE, continuation, guess, next_token
+from tests.verifier.fake_models import VOCAB_SIZE, continuation, guess, walk
 from wanspec_kernels.engine.home import DraftAtHome
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import PassPlan, Verdict
@@ -149,7 +149,7 @@ class Run:
                 continue
             assert end == len(text) - 1
             assert part.tree.token_ids[0] == text[-1]
-            verdicts.append(Verdict(part.request, *walk(text, part.tree)))
+            verdicts.append(Verdict(part.request, *map(tuple, walk(list(text), part.tree))))
         self._take(self.scheduler.verdict(verdicts, self.now))
 
     def _end_drafting(self, drafting: DraftAtHome) -> None:
@@ -175,22 +175,3 @@ class Run:
         assert self.pages.num_free == self.num_pages - len(held)
         for number, text in self.texts.items():
             assert text == continuation(self.requests[number].token_ids, len(text))
-
-
-def walk(text, tree):
-    """As `match` would."""
-    text = list(text)
-    tokens, accepted, at = [], [], 0
-    while True:
-        token = next_token(text)
-        tokens.append(token)
-        text.append(token)
-        children = [
-            i
-            for i, parent in enumerate(tree.parents)
-            if parent == at and tree.token_ids[i] == token
-        ]
-        if not children:
-            return tuple(tokens), tuple(accepted)
-        at = children[0]
-        accepted.append(at)

@@ -19,6 +19,25 @@ def continuation(prompt, count):
     return text[len(prompt) :]
 
 
+def walk(text, tree):
+    """What `match` accepts of a tree below `text`, which grows by it; and the accepted nodes."""
+    tokens, accepted, at = [], [], 0
+    while True:
+        token = next_token(text)
+        tokens.append(token)
+        text.append(token)
+        children = [
+            i
+            for i, parent in enumerate(tree.parents)
+            if parent == at and tree.token_ids[i] == token
+        ]
+        assert len(children) <= 1
+        if not children:
+            return tokens, accepted
+        at = children[0]
+        accepted.append(at)
+
+
 class FakeTarget:
     """A TargetModel; `verify` walks the tree as `match` would."""
 
@@ -33,21 +52,7 @@ class FakeTarget:
         text = self.texts[request]
         assert tree.token_ids[0] == text[-1]
         self.trees.append(tree)
-        tokens, accepted, at = [], [], 0
-        while True:
-            token = next_token(text)
-            tokens.append(token)
-            text.append(token)
-            children = [
-                i
-                for i, parent in enumerate(tree.parents)
-                if parent == at and tree.token_ids[i] == token
-            ]
-            assert len(children) <= 1
-            if not children:
-                return tokens, accepted
-            at = children[0]
-            accepted.append(at)
+        return walk(text, tree)
 
     def finish(self, request):
         del self.texts[request]

@@ -7,6 +7,7 @@ from typing import Literal
 from wanspec_kernels.protocol import Draft, Open
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.verifier.estimates import Estimates
+from wanspec_kernels.verifier.generation import check_verdict
 from wanspec_kernels.verifier.pool import HOME, Kind, Outcome, Pool
 from wanspec_kernels.verifier.replies import Replies
 from wanspec_kernels.verifier.request import Limits, Request
@@ -169,7 +170,7 @@ class Sequence:
         Raises:
             ValueError: the verdict is no path of that tree with one token after it.
         """
-        _check_verdict(tree, token_ids, accepted_nodes)
+        check_verdict(tree, token_ids, accepted_nodes)
         drafted_by = [sources[node][0] for node in accepted_nodes]
         self._estimates.usefulness.observe(drafted_by)
         committed, reason = self._until_end(token_ids)
@@ -211,17 +212,3 @@ class Sequence:
             if token in self.request.stop_token_ids:
                 return list(token_ids[: i + 1]), "stop"
         return list(token_ids[:room]), "length" if len(token_ids) >= room else None
-
-
-def _check_verdict(tree: HostTree, token_ids: Many[int], accepted_nodes: Many[int]) -> None:
-    if len(token_ids) != len(accepted_nodes) + 1:
-        raise ValueError(
-            f"verdict: expected {len(accepted_nodes) + 1} tokens, got {len(token_ids)}"
-        )
-    at = 0
-    for token, node in zip(token_ids, accepted_nodes, strict=False):
-        if not 0 < node < len(tree.parents) or tree.parents[node] != at:
-            raise ValueError(f"verdict: expected a child of node {at}, got node {node}")
-        if tree.token_ids[node] != token:
-            raise ValueError(f"verdict: expected token {tree.token_ids[node]}, got {token}")
-        at = node

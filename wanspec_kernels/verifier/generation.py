@@ -196,7 +196,7 @@ class Generation:
         self._expect(_Phase.PASS)
         assert self._selection is not None
         tree, sources = self._selection.tree, self._selection.sources
-        _check_verdict(tree, token_ids, accepted_nodes)
+        check_verdict(tree, token_ids, accepted_nodes)
         num_accepted, num_rows = len(accepted_nodes), len(tree.token_ids)
         pass_ms, idle_ms = now - self._pass_began_ms, self._pass_began_ms - self._free_ms
         self.estimates.observe_pass(pass_ms, self._selection.depth, num_accepted)
@@ -386,7 +386,8 @@ class Generation:
             raise RuntimeError(f"phase: expected {phase.value}, got {self._phase.value}")
 
 
-def _check_verdict(tree: HostTree, token_ids: Sequence[int], accepted_nodes: Sequence[int]) -> None:
+def check_verdict(tree: HostTree, token_ids: Sequence[int], accepted_nodes: Sequence[int]) -> None:
+    """Raise ValueError unless the verdict is a path of the tree with one token after it."""
     if len(token_ids) != len(accepted_nodes) + 1:
         raise ValueError(
             f"verdict: expected {len(accepted_nodes) + 1} tokens, got {len(token_ids)}"
