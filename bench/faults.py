@@ -29,11 +29,11 @@ from bench.machine import describe
 from bench.real_run import Bench, Paces, until, welcomed
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
-from wanspec_kernels.protocol import Draft
-from wanspec_kernels.verifier.actions import Action
-from wanspec_kernels.verifier.generation import Generation
-from wanspec_kernels.verifier.pool import HOME, Kind, Outcome
-from wanspec_kernels.verifier.service import VerifierService
+from wanspec_kernels.drafts.pool import HOME, Kind, Outcome
+from wanspec_kernels.engine.actions import Action
+from wanspec_kernels.engine.generation import Generation
+from wanspec_kernels.serving.service import VerifierService
+from wanspec_kernels.wire import Draft
 
 RESULTS = Path("bench/results/faults.json")
 PACES = Paces(100.0, 10.0, 14.0)

@@ -25,8 +25,13 @@ from bench.mutations import every_message, mutation
 from bench.real_run import until, welcomed
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
-from wanspec_kernels.keys import AllowList, Secret, load_secret, secure_client
-from wanspec_kernels.protocol import (
+from wanspec_kernels.drafts.admission import AdmissionConfig
+from wanspec_kernels.drafts.pool import Kind
+from wanspec_kernels.drafts.session import SessionConfig
+from wanspec_kernels.engine.request import Limits
+from wanspec_kernels.serving.endpoint import EndpointConfig
+from wanspec_kernels.serving.service import ServiceConfig, VerifierService
+from wanspec_kernels.wire import (
     Commit,
     Draft,
     Error,
@@ -41,12 +46,7 @@ from wanspec_kernels.protocol import (
     decode,
     encode,
 )
-from wanspec_kernels.verifier.admission import AdmissionConfig
-from wanspec_kernels.verifier.endpoint import EndpointConfig
-from wanspec_kernels.verifier.pool import Kind
-from wanspec_kernels.verifier.request import Limits
-from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
-from wanspec_kernels.verifier.session import SessionConfig
+from wanspec_kernels.wire.keys import AllowList, Secret, load_secret, secure_client
 
 # Every frame is read, and whoever is quarantined is let in again at once.
 READS_ALL = AdmissionConfig(1e9, 1e9, 1e9, max_malformed=10**9, quarantine_ms=0.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 
-from wanspec_kernels.protocol import (
+from wanspec_kernels.wire import (
     MAX_MESSAGE_BYTES,
     Close,
     Commit,

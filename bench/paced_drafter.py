@@ -12,7 +12,7 @@ import time
 import drafter.main
 from drafter import flow
 from drafter.session import Session
-from wanspec_kernels.protocol import Error
+from wanspec_kernels.wire import Error
 
 
 class PacedSession(Session):

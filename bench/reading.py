@@ -20,7 +20,9 @@ import typer
 
 from bench.machine import describe
 from wanspec_kernels.assembly import Pair
-from wanspec_kernels.protocol import (
+from wanspec_kernels.sampling import SamplingParams
+from wanspec_kernels.tree import HostTree
+from wanspec_kernels.wire import (
     MAX_DEPTH,
     MAX_DRAFT_NODES,
     Draft,
@@ -32,8 +34,6 @@ from wanspec_kernels.protocol import (
     decode,
     encode,
 )
-from wanspec_kernels.sampling import SamplingParams
-from wanspec_kernels.tree import HostTree
 
 REPEATS = 50
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from drafter.home import HomeDrafter
 from wanspec_kernels.assembly import Pair
+from wanspec_kernels.control.policies import ExpectedGain
+from wanspec_kernels.control.policy import Policy
 from wanspec_kernels.demo.processes import RemoteDrafter
 from wanspec_kernels.demo.run import PacedTarget
-from wanspec_kernels.keys import AllowList, load_secret
-from wanspec_kernels.protocol import Draft, Open
-from wanspec_kernels.verifier.policies import ExpectedGain
-from wanspec_kernels.verifier.policy import Policy
-from wanspec_kernels.verifier.request import Limits
-from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
+from wanspec_kernels.engine.request import Limits
+from wanspec_kernels.serving.service import ServiceConfig, VerifierService
+from wanspec_kernels.wire import Draft, Open
+from wanspec_kernels.wire.keys import AllowList, load_secret
 
 READY_S = 60.0
 

@@ -19,8 +19,8 @@ from bench import scale_report
 from bench.machine import describe
 from bench.scale_costs import BATCH_RTT_MS, WIDER, WIDTH, WIDTHS, batches, messages, slots
 from bench.scale_world import HOT, REGIONS, Cost, Settings, World, round_trip_ms
-from wanspec_kernels.verifier.admission import AdmissionConfig
-from wanspec_kernels.verifier.endpoint import EndpointConfig
+from wanspec_kernels.drafts.admission import AdmissionConfig
+from wanspec_kernels.serving.endpoint import EndpointConfig
 
 RESULTS = Path("bench/results/scale.json")
 LOADS = tuple(round(1.0 + 0.05 * i, 2) for i in range(8))  # of the hot region at its peak

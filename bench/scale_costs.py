@@ -12,16 +12,16 @@ from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 from bench.test_pool import Recorded
-from wanspec_kernels.protocol import Commit, Draft, check_of, decode, encode
+from wanspec_kernels.control.policies import AlwaysLocal
+from wanspec_kernels.drafts.pool import Pool
+from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.measures import Measures, best_tree, measure
 from wanspec_kernels.simulation.scenario import REMOTE_SHAPE, DrafterProfile, Scenario
 from wanspec_kernels.simulation.traced import PROMPT
 from wanspec_kernels.simulation.traces import load
 from wanspec_kernels.simulation.world import World
-from wanspec_kernels.verifier.policies import AlwaysLocal
-from wanspec_kernels.verifier.pool import Pool
-from wanspec_kernels.verifier.request import Limits
+from wanspec_kernels.wire import Commit, Draft, check_of, decode, encode
 
 TRACE = "bundled"
 ROWS = 16  # of a request's tree: sixteen requests are 256 rows, which a pass takes in its stride

@@ -20,9 +20,9 @@ from bench import table
 from bench.conftest import random_trees
 from bench.pass_split import split_pass
 from bench.timing import time_launched, time_queued
+from wanspec_kernels.engine.model import Capacity, Target
+from wanspec_kernels.engine.model.attention_hook import IMPLEMENTATION
 from wanspec_kernels.kv_cache import PagedKVCache
-from wanspec_kernels.target import Capacity, Target
-from wanspec_kernels.target.attention_hook import IMPLEMENTATION
 from wanspec_kernels.tree import DraftTree
 
 NODES, CONTEXTS = (8, 16, 64), (2048, 4096)

@@ -9,13 +9,13 @@ import time
 import pytest
 
 from drafter.growth import GrowthShape
-from wanspec_kernels.protocol import Draft, decode, encode
+from wanspec_kernels.drafts.pool import Kind, Pool
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
 from wanspec_kernels.simulation.traced import PROMPT
 from wanspec_kernels.simulation.traces import load
 from wanspec_kernels.simulation.world import World
-from wanspec_kernels.verifier.pool import Kind, Pool
+from wanspec_kernels.wire import Draft, decode, encode
 
 # Of a core: what others do on the machine is left out.
 pytestmark = pytest.mark.benchmark(timer=time.process_time)

@@ -11,15 +11,15 @@ from typing import Any
 import simpy
 
 from drafter.growth import GrowthShape
-from wanspec_kernels.protocol import Draft
+from wanspec_kernels.control.policies import AlwaysLocal
+from wanspec_kernels.drafts.pool import HOME, Outcome
 from wanspec_kernels.simulation.faults import KINDS, Faults
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
 from wanspec_kernels.simulation.synthetic import generate
 from wanspec_kernels.simulation.trace import Trace
 from wanspec_kernels.simulation.world import World
-from wanspec_kernels.verifier.policies import AlwaysLocal
-from wanspec_kernels.verifier.pool import HOME, Outcome
+from wanspec_kernels.wire import Draft
 
 SHAPE = GrowthShape(width=6, max_children=3)
 CO_LOCATED = (4, 6, 8, 10, 12, 16)  # passes a round; requests are held against the best of them

@@ -16,11 +16,11 @@ import typer
 
 from bench import wide_area_report
 from bench.machine import describe
+from wanspec_kernels.control.policies import EntropyGate, ExpectedGain, NeverLocal
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.measures import best_chain, best_tree, mean, measure, measure_oracle
 from wanspec_kernels.simulation.scenario import DrafterProfile, Scenario
 from wanspec_kernels.simulation.traces import load
-from wanspec_kernels.verifier.policies import EntropyGate, ExpectedGain, NeverLocal
 
 RESULTS = Path("bench/results/wide_area.json")
 TRACES = ("bundled", "synthetic:0.8", "synthetic:0.9")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wanspec_kernels.noise import gumbel
-from wanspec_kernels.protocol import Open
+from wanspec_kernels.wire import Open
 
 NOISE_ROWS = 256  # of one token's noise over the vocabulary, kept
 NUCLEUS = 512  # tokens among which top_p looks for its last

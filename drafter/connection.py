@@ -7,7 +7,7 @@ from random import Random
 
 from drafter.flow import Flow
 from drafter.session import Session
-from wanspec_kernels.protocol import (
+from wanspec_kernels.wire import (
     MAX_MESSAGE_BYTES,
     Error,
     ErrorCode,

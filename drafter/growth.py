@@ -15,8 +15,8 @@ from drafter.layout import Layout
 from drafter.node import Node
 from drafter.plan import Plan
 from drafter.trie import write_drafts
-from wanspec_kernels.confidence import Calibration, code_of
-from wanspec_kernels.protocol import MAX_DEPTH, MAX_DRAFT_NODES, Draft, Open, check_of
+from wanspec_kernels.wire import MAX_DEPTH, MAX_DRAFT_NODES, Draft, Open, check_of
+from wanspec_kernels.wire.confidence import Calibration, code_of
 
 MAX_HELD_BACK = 4096  # candidates for which there was no room
 

@@ -8,7 +8,7 @@ from threading import Lock
 
 from drafter.growth import Growth, GrowthShape
 from drafter.passes import Drafting, Model, Proposer, proposer_of, run_pass
-from wanspec_kernels.protocol import Draft, Open
+from wanspec_kernels.wire import Draft, Open
 
 # A pass takes the time of others' requests: where the draft is sure, few nodes are worth a row.
 HOME_SHAPE = GrowthShape(

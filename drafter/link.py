@@ -14,9 +14,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from drafter.connection import GREETING_TIMEOUT_US, Backoff, Connection
 from drafter.session import Session
-from wanspec_kernels.addresses import Lookup, NotResolved, why_unreachable
-from wanspec_kernels.keys import Secret, secure_client
-from wanspec_kernels.protocol import (
+from wanspec_kernels.wire import (
     MAX_MESSAGE_BYTES,
     Draft,
     Error,
@@ -27,6 +25,8 @@ from wanspec_kernels.protocol import (
     decode,
     encode,
 )
+from wanspec_kernels.wire.addresses import Lookup, NotResolved, why_unreachable
+from wanspec_kernels.wire.keys import Secret, secure_client
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from drafter.growth import GrowthShape
 from drafter.link import Link, Refused
 from drafter.model import DraftModel
 from drafter.session import Limits, Session
-from wanspec_kernels.addresses import host_and_port
 from wanspec_kernels.command_line import Command, choice, existing_file, fail, naming, whole
-from wanspec_kernels.keys import load_public, load_secret
 from wanspec_kernels.models import resolve_device, resolve_model
-from wanspec_kernels.protocol import MAX_DRAFT_NODES, MAX_REQUESTS, MAX_TREE_NODES
-from wanspec_kernels.vocabulary import format_fingerprint
+from wanspec_kernels.wire import MAX_DRAFT_NODES, MAX_REQUESTS, MAX_TREE_NODES
+from wanspec_kernels.wire.addresses import host_and_port
+from wanspec_kernels.wire.keys import load_public, load_secret
+from wanspec_kernels.wire.vocabulary import format_fingerprint
 
 log = logging.getLogger("drafter")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from drafter.key_values import KeyValueStore
 from drafter.plan import Plan
 from wanspec_kernels.models import resolve_device, resolve_model
-from wanspec_kernels.vocabulary import Tokenizer, fingerprint, vocabulary_size
+from wanspec_kernels.wire.vocabulary import Tokenizer, fingerprint, vocabulary_size
 
 log = logging.getLogger(__name__)
 

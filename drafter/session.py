@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from drafter.growth import Growth, GrowthShape
 from drafter.passes import Drafting, Model, Proposer, proposer_of, run_pass
-from wanspec_kernels.protocol import (
+from wanspec_kernels.wire import (
     Close,
     Commit,
     Draft,

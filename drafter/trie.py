@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from drafter.node import Node
-from wanspec_kernels.protocol import MAX_DRAFT_NODES, Draft
 from wanspec_kernels.tree import Expansion
+from wanspec_kernels.wire import MAX_DRAFT_NODES, Draft
 
 
 def write_drafts(

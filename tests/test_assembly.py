@@ -7,10 +7,10 @@ import pytest
 
 from drafter.home import HomeDrafter
 from wanspec_kernels.assembly import CAPACITIES, Pair, capture_passes
-from wanspec_kernels.target import CaptureError
-from wanspec_kernels.verifier.policies import AlwaysLocal
-from wanspec_kernels.verifier.request import Limits
-from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
+from wanspec_kernels.control.policies import AlwaysLocal
+from wanspec_kernels.engine.model import CaptureError
+from wanspec_kernels.engine.request import Limits
+from wanspec_kernels.serving.service import ServiceConfig, VerifierService
 
 
 class FakeTarget:

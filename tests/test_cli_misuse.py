@@ -14,8 +14,8 @@ from drafter.main import app as drafter
 from tests.planning.plans import PLAN, write
 from tests.tiny_models import make_tiny_model
 from wanspec_kernels.cli import app as wanspec
-from wanspec_kernels.keys import generate
 from wanspec_kernels.simulation.trace import Trace
+from wanspec_kernels.wire.keys import generate
 
 GENERATE = ["generate", "x"]
 DIAL_IN = ["--key", "{a}/verifier.secret", "--allowed", "{a}/allowed"]

@@ -6,8 +6,8 @@ import sys
 from typer.testing import CliRunner
 
 from wanspec_kernels.cli import app
-from wanspec_kernels.keys import generate
 from wanspec_kernels.probing.records import EndpointRecord, LinkRecord, append, load
+from wanspec_kernels.wire.keys import generate
 
 AT = "2026-11-24T10:05:00+00:00"
 

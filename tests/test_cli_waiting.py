@@ -7,13 +7,13 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from tests.verifier.fake_models import VOCAB_SIZE, FakeTarget
+from tests.serving.fake_models import VOCAB_SIZE, FakeTarget
 from wanspec_kernels.commands.waiting import wait_for_drafters
-from wanspec_kernels.keys import AllowList, generate, load_secret, secure_client
-from wanspec_kernels.protocol import Hello, decode, encode
-from wanspec_kernels.verifier.endpoint import EndpointConfig
-from wanspec_kernels.verifier.refusals import MAX_REFUSALS, Refusals
-from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
+from wanspec_kernels.drafts.refusals import MAX_REFUSALS, Refusals
+from wanspec_kernels.serving.endpoint import EndpointConfig
+from wanspec_kernels.serving.service import ServiceConfig, VerifierService
+from wanspec_kernels.wire import Hello, decode, encode
+from wanspec_kernels.wire.keys import AllowList, generate, load_secret, secure_client
 
 VOCABULARY = bytes(range(32))
 HELLO = Hello(VOCABULARY, "fake", 4, 256, 0)

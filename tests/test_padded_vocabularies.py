@@ -16,16 +16,15 @@ from drafter.link import Link
 from drafter.model import DraftModel
 from drafter.session import Session
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model, pad_vocabulary
-from wanspec_kernels import keys
 from wanspec_kernels.assembly import Pair
-from wanspec_kernels.protocol import Commit, Draft, Open, check_of
-from wanspec_kernels.target import Capacity, Target, TreeDecoder
+from wanspec_kernels.control.policies import AlwaysLocal
+from wanspec_kernels.drafts.outcome import Kind
+from wanspec_kernels.drafts.pool import Pool
+from wanspec_kernels.engine.model import Capacity, Target, TreeDecoder
+from wanspec_kernels.engine.request import Limits
+from wanspec_kernels.serving.service import GenerationResult, ServiceConfig, VerifierService
 from wanspec_kernels.tree import DraftTree, HostTree
-from wanspec_kernels.verifier.outcome import Kind
-from wanspec_kernels.verifier.policies import AlwaysLocal
-from wanspec_kernels.verifier.pool import Pool
-from wanspec_kernels.verifier.request import Limits
-from wanspec_kernels.verifier.service import GenerationResult, ServiceConfig, VerifierService
+from wanspec_kernels.wire import Commit, Draft, Open, check_of, keys
 
 PROMPT = list(range(40, 60))
 TOKENS = 40

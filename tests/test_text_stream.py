@@ -19,8 +19,8 @@ from tests.tiny_models import make_tiny_model
 from wanspec_kernels.bundled import model_path
 from wanspec_kernels.cli import app
 from wanspec_kernels.demo import display
+from wanspec_kernels.engine.model import Target, TreeDecoder
 from wanspec_kernels.sampling import SamplingParams
-from wanspec_kernels.target import Target, TreeDecoder
 from wanspec_kernels.text_stream import CONTEXT, REPLACEMENT, TextStream
 from wanspec_kernels.tree import HostTree
 

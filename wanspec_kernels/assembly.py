@@ -10,15 +10,15 @@ import transformers
 
 from drafter.home import HomeDrafter
 from drafter.model import DraftModel
-from wanspec_kernels.keys import AllowList, Secret
+from wanspec_kernels.control.policies import ExpectedGain
+from wanspec_kernels.control.policy import Policy
+from wanspec_kernels.engine.interfaces import TargetModel
+from wanspec_kernels.engine.model import Capacity, CaptureError, Target, TreeDecoder
+from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.models import resolve_device, resolve_model
-from wanspec_kernels.target import Capacity, CaptureError, Target, TreeDecoder
-from wanspec_kernels.verifier.interfaces import TargetModel
-from wanspec_kernels.verifier.policies import ExpectedGain
-from wanspec_kernels.verifier.policy import Policy
-from wanspec_kernels.verifier.request import Limits
-from wanspec_kernels.verifier.service import ServiceConfig, VerifierService
-from wanspec_kernels.vocabulary import format_fingerprint
+from wanspec_kernels.serving.service import ServiceConfig, VerifierService
+from wanspec_kernels.wire.keys import AllowList, Secret
+from wanspec_kernels.wire.vocabulary import format_fingerprint
 
 logger = logging.getLogger(__name__)
 

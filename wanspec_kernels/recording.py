@@ -10,11 +10,11 @@ from drafter.candidates import Candidates, Ranker, RowSampling
 from drafter.key_values import KeyValueStore
 from drafter.model import DraftModel
 from drafter.plan import Plan
-from wanspec_kernels.confidence import MAX_CODE, code_of
+from wanspec_kernels.engine.model import Target, TreeDecoder
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.simulation.trace import BEYOND, NUM_TOP, Trace
-from wanspec_kernels.target import Target, TreeDecoder
 from wanspec_kernels.tree import HostTree
+from wanspec_kernels.wire.confidence import MAX_CODE, code_of
 
 OFF_RANKS = (0, 1, 2, 3)  # how likely a token the path is left by: the draft's first four
 OFF_EVERY = 4  # positions

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from drafter.candidates import Candidates
 from drafter.growth import Growth, GrowthShape
 from drafter.plan import Plan
-from wanspec_kernels.confidence import Calibration, code_of
-from wanspec_kernels.protocol import MAX_DRAFT_NODES, Draft, Open, check_of, decode, encode
+from wanspec_kernels.wire import MAX_DRAFT_NODES, Draft, Open, check_of, decode, encode
+from wanspec_kernels.wire.confidence import Calibration, code_of
 
 VOCAB = 12
 

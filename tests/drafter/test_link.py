@@ -23,8 +23,7 @@ from drafter.session import Limits, Session
 from tests.drafter.test_growth import open_request, paths_of
 from tests.drafter.test_session import FakeModel, commit
 from tests.tiny_models import make_tiny_model
-from wanspec_kernels.keys import ZAP_DOMAIN, generate, load_public, load_secret, secure_server
-from wanspec_kernels.protocol import (
+from wanspec_kernels.wire import (
     Close,
     Draft,
     Error,
@@ -36,6 +35,7 @@ from wanspec_kernels.protocol import (
     decode,
     encode,
 )
+from wanspec_kernels.wire.keys import ZAP_DOMAIN, generate, load_public, load_secret, secure_server
 
 WAIT_MS = 20_000
 VOCABULARY = bytes(32)

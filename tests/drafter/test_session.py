@@ -14,7 +14,7 @@ from drafter.home import HomeDrafter
 from drafter.key_values import KeyValueStore
 from drafter.session import Limits, Session
 from tests.drafter.test_growth import open_request, paths_of
-from wanspec_kernels.protocol import (
+from wanspec_kernels.wire import (
     Close,
     Commit,
     Draft,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from wanspec_kernels.engine.plan import LogProbs, Part, PassPlan
 from wanspec_kernels.engine.runner import Runner
 from wanspec_kernels.kv_cache.pages import PageAllocator
-from wanspec_kernels.protocol.sampling import Sampling
 from wanspec_kernels.tree import HostTree
+from wanspec_kernels.wire.sampling import Sampling
 
 Guess = Callable[["Text", random.Random], HostTree]
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from random import Random
 
-from tests.verifier.fake_models import VOCAB_SIZE, continuation, guess, walk
-from wanspec_kernels.engine.home import DraftAtHome
+from tests.serving.fake_models import VOCAB_SIZE, continuation, guess, walk
+from wanspec_kernels.control.home import DraftAtHome
+from wanspec_kernels.drafts.pool import Kind
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import PassPlan, Verdict
+from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.scheduler import (
     Committed,
     Event,
@@ -14,8 +16,6 @@ from wanspec_kernels.engine.scheduler import (
     Scheduler,
     SchedulerLimits,
 )
-from wanspec_kernels.verifier.pool import Kind
-from wanspec_kernels.verifier.request import Limits, Request
 
 PAGE_SIZE = 4
 SOURCES = (1, 2, 3)

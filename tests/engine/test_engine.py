@@ -11,12 +11,12 @@ from drafter.home import HomeDrafter
 from drafter.model import DraftModel
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model
 from wanspec_kernels.engine.engine import Engine
+from wanspec_kernels.engine.model import Target
 from wanspec_kernels.engine.pages import PageBook
+from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.runner import Runner
 from wanspec_kernels.engine.scheduler import RefusedError, Scheduler, SchedulerLimits
 from wanspec_kernels.engine.stream import PassFailedError
-from wanspec_kernels.target import Target
-from wanspec_kernels.verifier.request import Limits, Request
 
 NUM_PAGES, PAGE_SIZE = 12, 16
 

@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from tests.engine.batches import Text, decode
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model
+from wanspec_kernels.engine.model import Target, TreeDecoder
 from wanspec_kernels.engine.plan import Part, PassPlan
 from wanspec_kernels.engine.runner import Runner
 from wanspec_kernels.kv_cache.pages import PageAllocator
-from wanspec_kernels.protocol.sampling import Sampling
 from wanspec_kernels.sampling import SamplingParams
-from wanspec_kernels.target import Target, TreeDecoder
 from wanspec_kernels.tree import Expansion, HostTree
+from wanspec_kernels.wire.sampling import Sampling
 
 NUM_PAGES = 96
 SAMPLINGS = (

@@ -3,10 +3,10 @@
 import pytest
 
 from tests.engine.schedules import PAGE_SIZE, Run
-from tests.verifier.fake_models import VOCAB_SIZE
+from tests.serving.fake_models import VOCAB_SIZE
 from wanspec_kernels.engine.pages import PageBook
+from wanspec_kernels.engine.request import Request
 from wanspec_kernels.engine.scheduler import RefusedError, Scheduler, SchedulerLimits
-from wanspec_kernels.verifier.request import Request
 
 
 @pytest.mark.parametrize("home", [False, True], ids=["remotes", "home"])

@@ -8,11 +8,11 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from wanspec_kernels.keys import AllowList, generate, load_secret, secure_client
 from wanspec_kernels.link_emulator import LinkEmulator
 from wanspec_kernels.probing.frames import MIN_BYTES, Frame, FrameError, draft_bytes
 from wanspec_kernels.probing.link import LinkProbe, Pacing, ProbeError, one_way_delays
 from wanspec_kernels.probing.responder import Responder
+from wanspec_kernels.wire.keys import AllowList, generate, load_secret, secure_client
 
 
 @pytest.fixture(scope="module")

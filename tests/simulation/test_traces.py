@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from wanspec_kernels.confidence import CLAIMED
 from wanspec_kernels.simulation.synthetic import generate
 from wanspec_kernels.simulation.trace import Trace, TraceError
 from wanspec_kernels.simulation.traced import TracedText
 from wanspec_kernels.simulation.traces import load
 from wanspec_kernels.tree import HostTree
+from wanspec_kernels.wire.confidence import CLAIMED
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,15 @@ from math import inf, nan
 
 import pytest
 
-from tests.verifier.test_waits import Recited
+from tests.serving.test_waits import Recited
+from wanspec_kernels.control.home_work import MAX_PASSES
+from wanspec_kernels.control.policies import EntropyGate, ExpectedGain, NeverLocal
+from wanspec_kernels.control.policy import MAX_WAIT_MS
 from wanspec_kernels.simulation.faults import Faults
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
 from wanspec_kernels.simulation.synthetic import generate
 from wanspec_kernels.simulation.world import World
-from wanspec_kernels.verifier.home_work import MAX_PASSES
-from wanspec_kernels.verifier.policies import EntropyGate, ExpectedGain, NeverLocal
-from wanspec_kernels.verifier.policy import MAX_WAIT_MS
 
 TOKENS = 30
 TARGET_MS, HOME_MS = 30.0, 3.0

@@ -6,6 +6,7 @@ import pytest
 import simpy
 
 from drafter.growth import GrowthShape
+from wanspec_kernels.control.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
 from wanspec_kernels.simulation.link import LinkProfile, OneWay
 from wanspec_kernels.simulation.machine import Batcher
 from wanspec_kernels.simulation.measures import best_chain, best_tree, measure, plain
@@ -13,7 +14,6 @@ from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenari
 from wanspec_kernels.simulation.synthetic import generate
 from wanspec_kernels.simulation.traces import load
 from wanspec_kernels.simulation.world import World
-from wanspec_kernels.verifier.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from wanspec_kernels import keys
 from wanspec_kernels.command_line import choice, existing_file, existing_folder, fail, naming, whole
 from wanspec_kernels.commands.options import (
     DeviceOption,
@@ -24,6 +23,7 @@ from wanspec_kernels.commands.options import (
     check_sampling,
 )
 from wanspec_kernels.text_stream import TextStream
+from wanspec_kernels.wire import keys
 
 BUNDLED_TARGET, BUNDLED_DRAFT = "bundled:target", "bundled:draft"
 
@@ -116,7 +116,7 @@ def generate(
     from wanspec_kernels.commands import waiting
     from wanspec_kernels.models import resolve_device, resolve_model
     from wanspec_kernels.planning.candidates import POLICIES
-    from wanspec_kernels.verifier.endpoint import check_bind
+    from wanspec_kernels.serving.endpoint import check_bind
 
     # What can be found out at once is, for a large model takes minutes to load.
     with naming("--key"):

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from wanspec_kernels import keys
 from wanspec_kernels.command_line import existing_folder, fail
+from wanspec_kernels.wire import keys
 
 
 def keygen(

@@ -70,8 +70,8 @@ def serve(
 
         wanspec probe serve --bind tcp://*:5556 --key verifier.secret --allowed allowed/
     """
-    from wanspec_kernels import keys
     from wanspec_kernels.probing.responder import Responder
+    from wanspec_kernels.wire import keys
 
     with naming("--key"):
         secret = keys.load_secret(key)
@@ -139,10 +139,10 @@ def link(
         wanspec probe link tcp://verifier.example:5556 --key my-university.secret \\
             --server-key verifier.key --name my-university --output links.jsonl
     """
-    from wanspec_kernels import keys
     from wanspec_kernels.probing import frames
     from wanspec_kernels.probing.link import LinkProbe, Pacing
     from wanspec_kernels.probing.records import append, percentiles
+    from wanspec_kernels.wire import keys
 
     if not name:
         fail("--name: expected a drafter's name, got none")

@@ -110,11 +110,11 @@ def simulate(
     Nothing is waited for: the verifier and the drafters are the real ones, but models, links and
     the clock are simulated. Home is the draft model beside the target; the others are remote.
     """
+    from wanspec_kernels.engine.request import Limits
     from wanspec_kernels.simulation import measures
     from wanspec_kernels.simulation.link import LinkProfile
     from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
     from wanspec_kernels.simulation.traces import load
-    from wanspec_kernels.verifier.request import Limits
 
     round_trips: tuple[float, ...] = ()
     if round_trip_ms.strip():
@@ -203,7 +203,7 @@ def _compared(speed: float) -> str:
 
 
 def _policy(name: PolicyName, passes: int, price: float | None) -> Any:
-    from wanspec_kernels.verifier.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
+    from wanspec_kernels.control.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
 
     match name:
         case PolicyName.never_local:

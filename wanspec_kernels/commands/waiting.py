@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from wanspec_kernels.keys import AllowList
-from wanspec_kernels.verifier.refusals import Refusal
-from wanspec_kernels.verifier.session import Session
+from wanspec_kernels.drafts.refusals import Refusal
+from wanspec_kernels.drafts.session import Session
+from wanspec_kernels.wire.keys import AllowList
 
 SAY_EVERY_S = 10.0
 LOOK_EVERY_S = 0.05

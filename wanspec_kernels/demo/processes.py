@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from wanspec_kernels import keys
+from wanspec_kernels.wire import keys
 
 NICENESS = 10  # elsewhere a drafter would not compete with the target for a core
 STOP_S = 5.0

@@ -14,12 +14,12 @@ import torch
 
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
-from wanspec_kernels.keys import AllowList, load_secret
+from wanspec_kernels.drafts.pool import HOME, Kind
+from wanspec_kernels.engine.interfaces import TargetModel
 from wanspec_kernels.sampling import SamplingParams
+from wanspec_kernels.serving.service import GenerationResult, VerifierService
 from wanspec_kernels.tree import HostTree
-from wanspec_kernels.verifier.interfaces import TargetModel
-from wanspec_kernels.verifier.pool import HOME, Kind
-from wanspec_kernels.verifier.service import GenerationResult, VerifierService
+from wanspec_kernels.wire.keys import AllowList, load_secret
 
 HOME_NAME = "home"
 READY_S = 120.0

@@ -9,12 +9,12 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
-from wanspec_kernels.engine.home import DraftAtHome, HomeJob
+from wanspec_kernels.control.home import DraftAtHome, HomeJob
 from wanspec_kernels.engine.plan import PassPlan, Verdict
+from wanspec_kernels.engine.request import Request
 from wanspec_kernels.engine.scheduler import Committed, Event, Finished, Scheduler
 from wanspec_kernels.engine.stream import Stream, Token
-from wanspec_kernels.protocol import MAX_TREE_NODES, Draft, Open
-from wanspec_kernels.verifier.request import Request
+from wanspec_kernels.wire import MAX_TREE_NODES, Draft, Open
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wanspec_kernels.protocol.sampling import Sampling
 from wanspec_kernels.tree import HostTree
+from wanspec_kernels.wire.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import TypeAlias
 
-from wanspec_kernels.engine.pass_times import PassTimes
-from wanspec_kernels.verifier.pool import Pool
-from wanspec_kernels.verifier.pool_node import PoolNode
-from wanspec_kernels.verifier.selection import LikelyTree, Selection
+from wanspec_kernels.control.pass_times import PassTimes
+from wanspec_kernels.drafts.pool import Pool
+from wanspec_kernels.drafts.pool_node import PoolNode
+from wanspec_kernels.drafts.selection import LikelyTree, Selection
 
 LEAST_WORTH = 0.001  # tokens; a row that is worth less is not taken, however free it is
 ROWS_AHEAD = 256  # looked ahead for a step beyond which more rows pay again

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wanspec_kernels.engine.model.model import Target
 from wanspec_kernels.engine.plan import LogProbs, Part, PassPlan, Verdict
-from wanspec_kernels.protocol.sampling import Sampling
 from wanspec_kernels.sampling import SamplingParams
-from wanspec_kernels.target.model import Target
 from wanspec_kernels.tree import MAX_NODES, DraftTree, HostTree
 from wanspec_kernels.verify import Draws, VerifyResult, verify_tree
+from wanspec_kernels.wire.sampling import Sampling
 
 
 class Runner:

@@ -5,19 +5,19 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
-from wanspec_kernels.engine.home import DraftAtHome, Home, HomeJob
-from wanspec_kernels.engine.odds import Odds, Rate
+from wanspec_kernels.control.estimates import Estimates
+from wanspec_kernels.control.home import DraftAtHome, Home, HomeJob
+from wanspec_kernels.control.odds import Odds, Rate
+from wanspec_kernels.control.pass_times import PassTimes
+from wanspec_kernels.control.waiting import best_wait_ms
+from wanspec_kernels.drafts.pool import HOME
+from wanspec_kernels.drafts.selection import Selection
 from wanspec_kernels.engine.pages import PageBook
-from wanspec_kernels.engine.pass_times import PassTimes
 from wanspec_kernels.engine.plan import Part, PassPlan, Verdict
+from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.rows import Candidate, Chosen, choose_rows
 from wanspec_kernels.engine.sequence import FinishReason, Sequence, State
-from wanspec_kernels.engine.waiting import best_wait_ms
-from wanspec_kernels.protocol import Draft
-from wanspec_kernels.verifier.estimates import Estimates
-from wanspec_kernels.verifier.pool import HOME
-from wanspec_kernels.verifier.request import Limits, Request
-from wanspec_kernels.verifier.selection import Selection
+from wanspec_kernels.wire import Draft
 
 MAX_HOME_PASSES = 16  # between two passes of the target
 

@@ -4,14 +4,14 @@ from collections.abc import Sequence as Many
 from enum import Enum
 from typing import Literal
 
-from wanspec_kernels.protocol import Draft, Open
+from wanspec_kernels.control.estimates import Estimates
+from wanspec_kernels.control.replies import Replies
+from wanspec_kernels.drafts.pool import HOME, Kind, Outcome, Pool
+from wanspec_kernels.engine.generation import check_verdict
+from wanspec_kernels.engine.request import Limits, Request
+from wanspec_kernels.engine.statistics import Statistics
 from wanspec_kernels.tree import HostTree
-from wanspec_kernels.verifier.estimates import Estimates
-from wanspec_kernels.verifier.generation import check_verdict
-from wanspec_kernels.verifier.pool import HOME, Kind, Outcome, Pool
-from wanspec_kernels.verifier.replies import Replies
-from wanspec_kernels.verifier.request import Limits, Request
-from wanspec_kernels.verifier.statistics import Statistics
+from wanspec_kernels.wire import Draft, Open
 
 FinishReason = Literal["length", "stop", "cancelled", "failed"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from wanspec_kernels.engine.plan import LogProbs
 from wanspec_kernels.engine.sequence import FinishReason, Sequence
-from wanspec_kernels.verifier.statistics import Statistics
+from wanspec_kernels.engine.statistics import Statistics
 
 
 class PassFailedError(RuntimeError):

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, replace
 
+from wanspec_kernels.control.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
+from wanspec_kernels.control.policy import Policy
+from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.planning.inputs import Inputs
 from wanspec_kernels.planning.support import link_profile, rows_of, run_refusals
 from wanspec_kernels.simulation.measures import Baseline, Measures
 from wanspec_kernels.simulation.scenario import REMOTE_SHAPE, DrafterProfile, Scenario
-from wanspec_kernels.verifier.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
-from wanspec_kernels.verifier.policy import Policy
-from wanspec_kernels.verifier.request import Limits
 
 NODES_A_WIDTH = 16  # a drafter's tree keeps so many times what a pass expands
 POLICIES: dict[str, Policy] = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from wanspec_kernels.drafts.admission import AdmissionConfig
 from wanspec_kernels.planning.inputs import Drafter, Inputs
 from wanspec_kernels.probing.frames import draft_bytes
 from wanspec_kernels.probing.records import percentiles
@@ -9,7 +10,6 @@ from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.measures import Measures
 from wanspec_kernels.simulation.scenario import Machine
 from wanspec_kernels.simulation.trace import Trace
-from wanspec_kernels.verifier.admission import AdmissionConfig
 
 ROWS = (16, 32, 64)  # of a request's verified tree
 WIDTHS = (16, 32, 64, 128)  # nodes that a drafter's pass expands for a request

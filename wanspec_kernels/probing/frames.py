@@ -8,8 +8,8 @@ import os
 import struct
 from dataclasses import dataclass
 
-from wanspec_kernels.protocol import MAX_DRAFT_NODES, MAX_MESSAGE_BYTES, Draft, encode
-from wanspec_kernels.protocol.limits import MAX_CLOCK_US
+from wanspec_kernels.wire import MAX_DRAFT_NODES, MAX_MESSAGE_BYTES, Draft, encode
+from wanspec_kernels.wire.limits import MAX_CLOCK_US
 
 _HEADER = struct.Struct("<4sBxxxIQQ")  # magic, version, number, sent, received
 _MAGIC = b"WSPB"

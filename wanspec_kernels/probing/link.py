@@ -12,11 +12,11 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from wanspec_kernels.addresses import Lookup, NotResolved, why_unreachable
-from wanspec_kernels.keys import Secret, secure_client
 from wanspec_kernels.probing.frames import MAX_BYTES, MIN_BYTES, REPLY_BYTES, Frame, FrameError
 from wanspec_kernels.probing.records import LinkRecord, now
 from wanspec_kernels.probing.responder import QUEUE, now_us
+from wanspec_kernels.wire.addresses import Lookup, NotResolved, why_unreachable
+from wanspec_kernels.wire.keys import Secret, secure_client
 
 LOOKUP_S = 10.0
 GREETING_MS = 10_000

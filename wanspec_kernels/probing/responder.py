@@ -6,8 +6,8 @@ from collections import Counter
 import zmq
 import zmq.asyncio
 
-from wanspec_kernels.keys import AllowList, Door, Secret
 from wanspec_kernels.probing.frames import MAX_BYTES, REPLY_BYTES, Frame, FrameError
+from wanspec_kernels.wire.keys import AllowList, Door, Secret
 
 QUEUE = 2048  # messages, each way of a connection
 SILENT_MS = 30_000.0  # a probe may leave ten seconds between two messages

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from random import Random
 
 from drafter.session import Counters
-from wanspec_kernels.confidence import UNKNOWN, code_of
-from wanspec_kernels.protocol import Close, Commit, Draft, Message, Open, check_of
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.traced import PROMPT
 from wanspec_kernels.simulation.world import World
+from wanspec_kernels.wire import Close, Commit, Draft, Message, Open, check_of
+from wanspec_kernels.wire.confidence import UNKNOWN, code_of
 
 SURE, MODEST, HUMBLE = code_of(1.0), code_of(0.25), code_of(2**-12)
 HONEST_TOKENS = 200  # of a text, before a turncoat begins to lie

@@ -7,10 +7,10 @@ from statistics import fmean, quantiles
 from typing import Any, TypeVar
 
 from drafter.growth import GrowthShape
+from wanspec_kernels.control.policies import AlwaysLocal, ExpectedGain
 from wanspec_kernels.simulation.oracle import Oracle
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.world import World
-from wanspec_kernels.verifier.policies import AlwaysLocal, ExpectedGain
 
 CHAIN = GrowthShape(
     width=1, max_children=1, max_root_children=1, min_path_probability=1e-9, min_probability=0.0

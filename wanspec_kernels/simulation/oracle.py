@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
+from wanspec_kernels.control.policies import ExpectedGain
+from wanspec_kernels.control.policy import Decision, View
+from wanspec_kernels.engine.generation import Generation
 from wanspec_kernels.simulation.traced import PROMPT, TracedText
-from wanspec_kernels.verifier.generation import Generation
-from wanspec_kernels.verifier.policies import ExpectedGain
-from wanspec_kernels.verifier.policy import Decision, View
 
 
 @dataclass(slots=True)

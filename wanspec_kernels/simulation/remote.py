@@ -9,14 +9,14 @@ import simpy
 
 from drafter.flow import Flow
 from drafter.session import Limits, Session
-from wanspec_kernels.protocol import Draft, Hello, Message, Open, Ping, Pong, decode, encode
+from wanspec_kernels.drafts import session as verifier
+from wanspec_kernels.drafts.pool import Kind
+from wanspec_kernels.engine.generation import Generation
 from wanspec_kernels.simulation.link import Carried, OneWay
 from wanspec_kernels.simulation.machine import Clock
 from wanspec_kernels.simulation.scenario import DrafterProfile
 from wanspec_kernels.simulation.traced import TracedProposer
-from wanspec_kernels.verifier import session as verifier
-from wanspec_kernels.verifier.generation import Generation
-from wanspec_kernels.verifier.pool import Kind
+from wanspec_kernels.wire import Draft, Hello, Message, Open, Ping, Pong, decode, encode
 
 VOCABULARY = bytes(32)
 HEARTBEAT_MS = 250.0

@@ -6,11 +6,11 @@ import numpy as np
 
 from drafter.growth import GrowthShape
 from drafter.home import HOME_SHAPE
+from wanspec_kernels.control.policies import ExpectedGain
+from wanspec_kernels.control.policy import Policy
+from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.trace import Trace
-from wanspec_kernels.verifier.policies import ExpectedGain
-from wanspec_kernels.verifier.policy import Policy
-from wanspec_kernels.verifier.request import Limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import simpy
 
 from drafter.home import HomeDrafter
-from wanspec_kernels.protocol import MAX_TREE_NODES, Draft
+from wanspec_kernels.control.estimates import Estimates
+from wanspec_kernels.engine.actions import Action, Committed, DraftAtHome, Finished, StartPass
+from wanspec_kernels.engine.generation import Generation
+from wanspec_kernels.engine.request import Request
+from wanspec_kernels.engine.statistics import Statistics
 from wanspec_kernels.simulation.machine import Batcher, Clock
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.traced import PROMPT, TracedProposer, TracedText
 from wanspec_kernels.tree import HostTree
-from wanspec_kernels.verifier.actions import Action, Committed, DraftAtHome, Finished, StartPass
-from wanspec_kernels.verifier.estimates import Estimates
-from wanspec_kernels.verifier.generation import Generation
-from wanspec_kernels.verifier.request import Request
-from wanspec_kernels.verifier.statistics import Statistics
+from wanspec_kernels.wire import MAX_TREE_NODES, Draft
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from wanspec_kernels.confidence import code_of
 from wanspec_kernels.simulation.trace import BEYOND, NUM_TOP, Trace
+from wanspec_kernels.wire.confidence import code_of
 
 VOCAB_SIZE = 32_768
 CONCENTRATION = 1.15  # of the first token's probability: its two beta parameters add up to this

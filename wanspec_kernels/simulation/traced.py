@@ -9,9 +9,9 @@ from drafter.candidates import Candidates
 from drafter.key_values import KeyValueStore
 from drafter.passes import Drafting
 from drafter.plan import Plan
-from wanspec_kernels.confidence import CLAIMED
 from wanspec_kernels.simulation.trace import NUM_TOP, Trace
 from wanspec_kernels.tree import HostTree
+from wanspec_kernels.wire.confidence import CLAIMED
 
 MAX_OFF_DEPTH = 3  # off-path distributions of deeper nodes are taken from this depth
 PROMPT = (0,)

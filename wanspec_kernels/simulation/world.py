@@ -2,14 +2,14 @@
 
 import simpy
 
+from wanspec_kernels.control.estimates import Estimates
+from wanspec_kernels.engine.generation import Generation
 from wanspec_kernels.simulation.machine import Batcher, Clock
 from wanspec_kernels.simulation.remote import Remote
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.serving import RequestRun, Serving
 from wanspec_kernels.simulation.trace import Trace
 from wanspec_kernels.simulation.traced import TracedProposer, TracedText
-from wanspec_kernels.verifier.estimates import Estimates
-from wanspec_kernels.verifier.generation import Generation
 
 
 class World:

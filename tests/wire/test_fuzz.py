@@ -1,0 +1,72 @@
+"""Mutations of real messages: a ProtocolError or a valid message, in bounded time and memory."""
+
+import time
+import tracemalloc
+from collections import Counter
+from contextlib import suppress
+from random import Random
+
+import pytest
+
+from bench.mutations import every_message, mutation
+from wanspec_kernels.wire import ProtocolError, decode, encode
+
+BATCHES, BATCH = 10, 10_000
+
+
+def outcome(data: bytes) -> str:
+    """What became of it; raises whatever `decode` should not."""
+    try:
+        message = decode(data)
+    except ProtocolError as error:
+        text, kind = str(error), type(error).__name__
+    else:
+        text = ""
+    if text:
+        assert text.isprintable()
+        assert len(text) < 400
+        return kind
+    # NaN is refused, so a message is equal to itself.
+    assert decode(encode(message)) == message
+    return type(message).__name__
+
+
+@pytest.mark.parametrize("seed", range(BATCHES))
+def test_mutations_are_messages_or_protocol_errors(seed: int) -> None:
+    rng, messages = Random(seed), every_message()
+    found: Counter[str] = Counter()
+    slowest_ms = 0.0
+    for _ in range(BATCH):
+        data = mutation(rng, messages)
+        began = time.thread_time()
+        try:
+            found[outcome(data)] += 1
+        except Exception as error:
+            error.add_note(f"of {data.hex()}")
+            raise
+        slowest_ms = max(slowest_ms, 1000 * (time.thread_time() - began))
+    # The mutations reach past the first check: every message and every error is among them.
+    valid = {type(message).__name__ for message in messages}
+    assert found.keys() == valid | {"MalformedMessage", "UnsupportedVersion", "LimitExceeded"}
+    assert 0.2 < sum(found[name] for name in valid) / BATCH < 0.5
+    # A message as large as these takes a fraction of a millisecond; a collection may fall into it.
+    assert slowest_ms < 100
+
+
+def test_memory_is_bounded_and_flat() -> None:
+    rng, messages = Random(99), every_message()
+    mutations = [mutation(rng, messages) for _ in range(3000)]
+    for data in mutations:
+        outcome(data)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for data in mutations:
+            tracemalloc.reset_peak()
+            began = tracemalloc.get_traced_memory()[0]
+            with suppress(ProtocolError):
+                decode(data)
+            assert tracemalloc.get_traced_memory()[1] - began < 64 * len(data) + 100_000
+        assert tracemalloc.get_traced_memory()[0] - before < 100_000
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,24 @@
+"""What happened while one request was decoded."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from wanspec_kernels.drafts.pool import Kind
+
+
+@dataclass(slots=True)
+class Statistics:
+    target_passes: int = 0
+    rows: int = 0  # verified, roots included
+    local_draft_passes: int = 0
+    ahead_draft_passes: int = 0  # of those, while the target ran
+    home_failures: int = 0
+    tokens: int = 0
+    home_tokens_accepted: int = 0
+    remote_tokens_accepted: int = 0
+    waited_ms: float = 0.0
+    preemptions: int = 0  # times that its pages went to others
+    rounds_without_home: int = 0  # target passes before which home did nothing
+    accepted: list[int] = field(default_factory=list)  # drafts, of each pass
+    outcomes: Counter[Kind] = field(default_factory=Counter)
+    nodes_dropped: int = 0

@@ -1,0 +1,1 @@
+"""The sockets: the endpoint that drafters dial."""
