@@ -13,7 +13,7 @@ from wanspec_kernels.engine.statistics import Statistics
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.wire import Draft, Open
 
-FinishReason = Literal["length", "stop", "cancelled", "failed"]
+FinishReason = Literal["length", "stop", "deadline", "cancelled", "failed"]
 
 
 class State(Enum):
@@ -47,13 +47,15 @@ class Sequence:
         self.request = request
         self.limits = limits
         self.state = State.WAITING
-        self.statistics = Statistics()
+        self.statistics = Statistics(submitted_ms=now)
         self.output_ids: list[int] = []
         self.output_sources: list[int | None] = []  # of each token; None: the target's own
         self.offenders: dict[int, str] = {}  # sources whose early draft turned out invalid, and why
         self.finish_reason: FinishReason | None = None
-        self.submitted_ms = now
-        self.is_cancelled = False
+        # It ends so with the pass that it takes part in, and nothing more of it is committed.
+        self.ending: FinishReason | None = None
+        self.deadline_ms = None if request.deadline_ms is None else now + request.deadline_ms
+        self.ready_ms = now  # since when the next pass might have taken it along, if it is READY
         self.num_written = 0  # slots that hold keys and values of the text
         self.pool = Pool(
             number,
@@ -174,6 +176,8 @@ class Sequence:
         s.target_passes += 1
         s.rows += len(tree.token_ids)
         s.tokens += len(committed)
+        s.first_token_ms = now if s.first_token_ms is None else s.first_token_ms
+        s.last_token_ms = now
         s.accepted.append(len(accepted_nodes))
         s.home_tokens_accepted += sum(flag == HOME for flag in flags)
         s.remote_tokens_accepted += sum(flag is not None and flag != HOME for flag in flags)
@@ -190,6 +194,9 @@ class Sequence:
         """Tokens committed since the last call that the pool had, and that it had not."""
         before, self._counted = self._counted, (self.pool.followed, self.pool.left)
         return self._counted[0] - before[0], self._counted[1] - before[1]
+
+    def is_past_deadline(self, now: float) -> bool:
+        return self.deadline_ms is not None and now >= self.deadline_ms
 
     def end(self, reason: FinishReason) -> None:
         self.state, self.finish_reason = State.ENDED, reason
