@@ -21,6 +21,7 @@ from wanspec_kernels.drafts.session import SessionConfig
 from wanspec_kernels.serving.endpoint import EndpointConfig
 from wanspec_kernels.serving.service import ServiceConfig, VerifierService
 from wanspec_kernels.wire import Close, Draft, Error, ErrorCode, Hello, Open, check_of
+from wanspec_kernels.wire.sampling import Sampling
 
 
 def test_a_drafter_helps_and_the_text_is_the_targets_own(keys):
@@ -87,10 +88,9 @@ def test_numbers_of_any_kind_reach_the_drafters(keys):
         result = await service.generate(
             PROMPT,
             max_tokens=10,
-            temperature=Fraction(1, 2),
-            top_k=np.int64(7),
-            top_p=np.float32(0.5),
-            seed=np.uint8(3),
+            sampling=Sampling(
+                Fraction(1, 2), top_k=np.int64(7), top_p=np.float32(0.5), seed=np.uint8(3)
+            ),
         )
         assert result.statistics.home_failures == 0
 
