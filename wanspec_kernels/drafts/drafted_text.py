@@ -67,22 +67,14 @@ class DraftedText:
         A text too long for an OPEN is cut for home, which gets all of it with every draft it is
         asked for; remotes are not to be asked then.
         """
-        s = self.sampling
         text = self.token_ids
-        rejection = s.rule == "rejection"
-        return Open(
-            request=self.number,
-            token_ids=tuple(text[:MAX_PROMPT_TOKENS] if home else text),
-            rule=s.rule,
-            temperature=s.temperature,
-            top_k=s.top_k,
-            top_p=s.top_p,
-            min_p=s.min_p,
-            seed=s.seed if not rejection and (home or s.share_seed) else None,
+        return Open.of(
+            self.number,
+            text[:MAX_PROMPT_TOKENS] if home else text,
+            self.sampling,
             max_nodes=max_nodes,
             max_depth=self._max_depth,
-            num_draws=s.num_draws if rejection else 0,
-            replacement=s.replacement if rejection else False,
+            trusted=home,
         )
 
     def max_nodes_of(self, source: int, most: int) -> int:
