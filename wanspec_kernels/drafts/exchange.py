@@ -246,7 +246,7 @@ class Exchange:
                 raise ProtocolError(f"message: expected 1 frame, got {len(frames)}")
             message = decode(frames[0])
         except UnsupportedVersion as error:
-            self._turn_away(self.name_of(key), f"version: {error}")
+            self.turn_away(self.name_of(key), f"version: {error}")
             self._say(peer, Error.of(ErrorCode.VERSION, error))
             self.counters["other_version"] += 1
             return False
@@ -274,7 +274,6 @@ class Exchange:
 
     def refused(self, peer: bytes, key: str, refusal: Refusal, now: float) -> None:
         """`admission` did not let a message pass."""
-        self.counters[refusal.value] += 1
         if refusal is Refusal.QUARANTINED:
             reason = self.admission.answer(key, now)
             if reason is not None:
@@ -289,9 +288,10 @@ class Exchange:
             self._say(peer, Error.of(ErrorCode.NOT_ENROLLED, reason))
             self._drop(peer, "unlisted")
 
-    def turned_away(self, who: str, reason: str) -> None:
-        """The carrier let somebody not in."""
-        self._turn_away(who, reason)
+    def turn_away(self, who: str, reason: str) -> None:
+        """Somebody was not let in."""
+        self.refusals.add(who, reason)
+        self.events.emit(events.TurnedAway(who, reason))
 
     @property
     def _tick_ms(self) -> float:
@@ -364,7 +364,7 @@ class Exchange:
         if not same_key and len(self._sessions) >= self.config.max_sessions:
             self.counters["sessions_refused"] += 1
             reason = f"expected at most {self.config.max_sessions} drafters"
-            self._turn_away(self.name_of(key), f"capacity: {reason}")
+            self.turn_away(self.name_of(key), f"capacity: {reason}")
             self._say(peer, Error.of(ErrorCode.CAPACITY, reason))
             return
         session = Session(
@@ -377,7 +377,7 @@ class Exchange:
         )
         for reply in session.on_message(hello, now).send:
             if isinstance(reply, Error):
-                self._turn_away(self.name_of(key), reply.message)
+                self.turn_away(self.name_of(key), reply.message)
             self._say(peer, reply)
         if not session.ready:
             self.counters["hello_refused"] += 1
@@ -423,7 +423,7 @@ class Exchange:
         """Say why, end the key's session, and read nothing of the key for a while."""
         name = self.name_of(key)
         logger.warning("drafter %s is quarantined: %s", name, reason)
-        self._turn_away(name, f"quarantined: {reason}")
+        self.turn_away(name, f"quarantined: {reason}")
         self.events.emit(events.Quarantined(name, reason))
         self.admission.quarantine(key, reason, now)
         for peer in self._peers_of(key):
@@ -452,10 +452,6 @@ class Exchange:
         name = self.name_of(session.key)
         logger.info("drafter %s left: %s", name, session.end_reason)
         self.events.emit(events.Left(source, name, session.end_reason))
-
-    def _turn_away(self, who: str, reason: str) -> None:
-        self.refusals.add(who, reason)
-        self.events.emit(events.TurnedAway(who, reason))
 
     def _peers_of(self, key: str) -> list[bytes]:
         return [peer for peer, session in self._sessions.items() if session.key == key]
