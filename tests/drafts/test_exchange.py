@@ -1,5 +1,6 @@
 """The exchange with drafters that are lists of messages, in virtual time."""
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -169,7 +170,7 @@ def test_a_request_moves_to_a_nearer_drafter_at_most_once_a_second():
             town.say(name, Ping(int(town.now), 0))
         town.heard()
     assert len(moves) >= 2
-    assert all(b - a >= MOVES_MS for a, b in zip(moves, moves[1:], strict=False))
+    assert all(b - a >= MOVES_MS for a, b in pairwise(moves))
     assert text.pool.enrolled <= town.exchange.drafters_of(1)
 
 

@@ -1,8 +1,8 @@
 import pytest
 
 from tests.drafts.test_verifier_session import commit, deliver, greeted, running
-from wanspec_kernels.drafts.usefulness import PASSES_JUDGED, Usefulness
 from wanspec_kernels.drafts.sources import Sources
+from wanspec_kernels.drafts.usefulness import PASSES_JUDGED, Usefulness
 from wanspec_kernels.wire import Commit, Open
 
 MOST = 2048

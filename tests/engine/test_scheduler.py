@@ -1,8 +1,10 @@
 """Texts exact, nothing waits past its bound, no page leaks, whatever happens in whatever order."""
 
+from collections import Counter
+
 import pytest
 
-from tests.engine.schedules import PAGE_SIZE, Run
+from tests.engine.schedules import PAGE_SIZE, play
 from tests.serving.fake_models import VOCAB_SIZE
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.request import Request
@@ -13,18 +15,13 @@ from wanspec_kernels.engine.scheduler import RefusedError, Scheduler, SchedulerL
 @pytest.mark.parametrize("first_seed", range(0, 400, 50))
 def test_random_schedules(first_seed: int, home: bool) -> None:
     preempted = 0
+    reasons: Counter[str] = Counter()
     for seed in range(first_seed, first_seed + 50):
-        run = Run(seed, home)
-        run.play()
-        assert run.ended.keys() == run.requests.keys()
-        for number, reason in run.ended.items():
-            if reason == "length":
-                assert len(run.texts[number]) == run.requests[number].max_tokens
-            else:
-                assert reason == "cancelled"
-        assert run.pages.num_free == run.num_pages
+        run = play(seed, home)
         preempted += run.scheduler.num_preempted
+        reasons += run.reasons
     assert preempted > 0
+    assert reasons.keys() == {"length", "cancelled", "stop", "deadline"}
 
 
 def test_a_prompt_that_can_never_fit_is_refused_with_the_numbers() -> None:

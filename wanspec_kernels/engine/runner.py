@@ -1,7 +1,8 @@
 """Runner: passes of a transformers model over the plans of a scheduler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,11 +29,12 @@ class Runner:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._pending: list[_Pending] | None = None
+        self._pending: Callable[[], list[_Pending]] | None = None
 
-    @torch.inference_mode()
     def launch(self, plan: PassPlan) -> None:
         """Start a pass over all parts of the plan.
+
+        On a CPU, which is this thread's own, `result` does the work.
 
         Raises:
             RuntimeError: the pass before has not been asked for its result.
@@ -43,6 +45,14 @@ class Runner:
             raise RuntimeError("launch: expected result() of the pass before it first")
         for part in plan.parts:
             self._check(part)
+        if self._target.device.type == "cpu":
+            self._pending = partial(self._start, plan)
+        else:
+            pending = self._start(plan)
+            self._pending = lambda: pending
+
+    @torch.inference_mode()
+    def _start(self, plan: PassPlan) -> "list[_Pending]":
         device = self._target.device
         tree = DraftTree.build([_layout(part) for part in plan.parts], device)
         context_lens = self._on_device([part.context_len for part in plan.parts])
@@ -52,12 +62,13 @@ class Runner:
         if any(part.prefix for part in plan.parts):
             rows = self._on_device(_logit_rows(plan.parts))
         logits = self._target.logits(tree, context_lens, page_table, rows=rows)
-        self._pending = []
+        pending = []
         start = 0
         for run in _runs(decided):
             end = start + sum(part.num_logits for part in run)
-            self._pending.append(self._verify(run, logits[start:end]))
+            pending.append(self._verify(run, logits[start:end]))
             start = end
+        return pending
 
     def result(self) -> list[Verdict]:
         """Wait for the pass; a verdict for each part with a tree, in the order of the plan.
@@ -68,7 +79,7 @@ class Runner:
         if self._pending is None:
             raise RuntimeError("result: expected a launched pass, there is none")
         pending, self._pending = self._pending, None
-        return [verdict for each in pending for verdict in each.verdicts()]
+        return [verdict for each in pending() for verdict in each.verdicts()]
 
     def _verify(self, parts: Sequence[Part], logits: Tensor) -> "_Pending":
         """Judge trees of one rule, and move what was accepted of them."""
@@ -100,14 +111,16 @@ class Runner:
     def _bitmask(self, parts: Sequence[Part], logits: Tensor) -> Tensor | None:
         if all(part.bitmask is None for part in parts):
             return None
-        words = (logits.shape[1] + 31) // 32
-        pieces = [
-            torch.full((part.num_logits, words), -1, dtype=torch.int32)
-            if part.bitmask is None
-            else torch.from_numpy(part.bitmask)
-            for part in parts
-        ]
-        return torch.cat(pieces).to(logits.device)
+        rows = sum(part.num_logits for part in parts)
+        # The head may be wider than the vocabulary; nothing is likely there.
+        bitmask = torch.full((rows, (logits.shape[1] + 31) // 32), -1, dtype=torch.int32)
+        start = 0
+        for part in parts:
+            if part.bitmask is not None:
+                words = part.bitmask.shape[1]
+                bitmask[start : start + part.num_logits, :words] = torch.from_numpy(part.bitmask)
+            start += part.num_logits
+        return bitmask.to(logits.device)
 
     def _page_table(self, pages: Sequence[Sequence[int]]) -> Tensor:
         width = max(map(len, pages))

@@ -14,7 +14,7 @@ from wanspec_kernels.engine.statistics import Statistics
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.wire import Draft, Open
 
-FinishReason = Literal["length", "stop", "cancelled", "failed"]
+FinishReason = Literal["length", "stop", "deadline", "cancelled", "failed"]
 
 
 class State(Enum):
@@ -43,12 +43,14 @@ class Sequence:
         self.text = text
         self.limits = limits
         self.state = State.WAITING
-        self.statistics = Statistics(outcomes=text.outcomes)
+        self.statistics = Statistics(submitted_ms=now, outcomes=text.outcomes)
         self.output_ids: list[int] = []
         self.output_sources: list[int | None] = []  # of each token; None: the target's own
         self.finish_reason: FinishReason | None = None
-        self.submitted_ms = now
-        self.is_cancelled = False
+        # It ends so with the pass that it takes part in, and nothing more of it is committed.
+        self.ending: FinishReason | None = None
+        self.deadline_ms = None if request.deadline_ms is None else now + request.deadline_ms
+        self.ready_ms = now  # since when the next pass might have taken it along, if it is READY
         self.num_written = 0  # slots that hold keys and values of the text
         self._counted = (0.0, 0.0)  # the pool's followed and left at the last commit
 
@@ -118,6 +120,7 @@ class Sequence:
         sources: Many[Many[int]],
         token_ids: Many[int],
         accepted_nodes: Many[int],
+        now: float,
     ) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
         """The target's verdict on a tree; returns what to commit, and who drafted each token.
 
@@ -138,6 +141,8 @@ class Sequence:
         s.target_passes += 1
         s.rows += len(tree.token_ids)
         s.tokens += len(committed)
+        s.first_token_ms = now if s.first_token_ms is None else s.first_token_ms
+        s.last_token_ms = now
         s.accepted.append(len(accepted_nodes))
         s.home_tokens_accepted += sum(flag == HOME for flag in flags)
         s.remote_tokens_accepted += sum(flag is not None and flag != HOME for flag in flags)
@@ -155,6 +160,9 @@ class Sequence:
         self.statistics.nodes_dropped = self.text.nodes_dropped
         self.statistics.wire_bytes_sent = self.text.bytes_sent
         self.statistics.wire_bytes_received = self.text.bytes_received
+
+    def is_past_deadline(self, now: float) -> bool:
+        return self.deadline_ms is not None and now >= self.deadline_ms
 
     def end(self, reason: FinishReason) -> None:
         self.state, self.finish_reason = State.ENDED, reason
