@@ -207,14 +207,14 @@ def test_a_drafter_that_leaves_between_requests_is_forgotten(keys):
             await drafter.join()
             generation = asyncio.create_task(service.generate(PROMPT, max_tokens=20))
             drafting = asyncio.create_task(drafter.draft_forever())
-            await until(lambda: service._estimates.paces)
+            await until(lambda: service._estimates.sources.paces)
             target.free()
             await generation
             await drafting
             await drafter.say(Hello(bytes(32), "another", 4, 256, 0))
             await until(lambda: not any(session.ready for session in service.sessions))
-        assert not service._estimates.paces
-        assert not service._estimates.usefulness._records
+        assert not service._estimates.sources.paces
+        assert not service._estimates.sources.usefulness._records
 
     run(keys, scenario, target=target)
 

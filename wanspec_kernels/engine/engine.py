@@ -47,6 +47,20 @@ class BatchDrafter(Protocol):
     def close(self, request: int) -> None: ...
 
 
+class Drafters(Protocol):
+    """As `serving.drafters.DrafterSocket`: what carries the messages of the scheduler's exchange.
+
+    All calls are made on the engine's loop. `on_draft` is set by the engine, and called after a
+    draft that adds something.
+    """
+
+    on_draft: Callable[[], None]
+
+    async def start(self) -> None: ...
+    def send(self) -> None: ...
+    async def close(self) -> None: ...
+
+
 class Engine:
     """Drives a scheduler: passes and drafts at home block a worker thread each.
 
@@ -62,12 +76,18 @@ class Engine:
         runner: PassRunner,
         *,
         home: BatchDrafter | None = None,
+        drafters: Drafters | None = None,
         tokenizer: Any = None,
     ) -> None:
-        """With a `tokenizer` of transformers, tokens come with their text."""
+        """With a `tokenizer` of transformers, tokens come with their text.
+
+        `drafters` carries messages between the scheduler's exchange and remote drafters; it is
+        started and closed with the engine.
+        """
         self.scheduler = scheduler
         self._runner = runner
         self._home = home
+        self._drafters = drafters
         self._tokenizer = tokenizer
         self._known_at_home: set[int] = set()  # requests that it was told of
         self._streams: dict[int, Stream] = {}
@@ -83,6 +103,10 @@ class Engine:
         self._loop: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Engine":
+        """Raises OSError if the drafters' address cannot be bound."""
+        if self._drafters is not None:
+            self._drafters.on_draft = self._on_draft
+            await self._drafters.start()
         self._loop = asyncio.create_task(self._run(), name="engine")
         return self
 
@@ -105,6 +129,9 @@ class Engine:
         self._deliver()
         for stream in list(self._streams.values()):
             stream.end("cancelled")
+        if self._drafters is not None:
+            self._drafters.send()  # CLOSE
+            await self._drafters.close()
         self._streams.clear()
         self._target_worker.shutdown(wait=False, cancel_futures=True)
         self._home_worker.shutdown(wait=False, cancel_futures=True)
@@ -129,6 +156,11 @@ class Engine:
         self._wake.set()
         return stream
 
+    def _on_draft(self) -> None:
+        self.scheduler.offered(_now_ms())
+        if not self.scheduler.is_running:
+            self._wake.set()
+
     def _cancel(self, number: int) -> None:
         self._add(self.scheduler.cancel(number, _now_ms()))
         self._wake.set()
@@ -140,6 +172,8 @@ class Engine:
                 has_verdict = self._take_results()
                 if self._begin() and has_verdict:
                     self.host_ms.append((time.thread_time() - began_s) * 1000)
+                if self._drafters is not None:
+                    self._drafters.send()
                 if self._launching is None or self._launching.done():
                     self._deliver()
                 await self._wait()

@@ -9,11 +9,11 @@ from wanspec_kernels.control.estimates import Estimates
 from wanspec_kernels.control.home_work import HomeWork
 from wanspec_kernels.control.policies import ExpectedGain
 from wanspec_kernels.control.policy import Policy, View
-from wanspec_kernels.control.replies import Replies
 from wanspec_kernels.control.rival import Race
 from wanspec_kernels.control.row_budget import RowBudget
 from wanspec_kernels.control.waits import Waits
 from wanspec_kernels.drafts.pool import HOME, Kind, Outcome, Pool, Selection
+from wanspec_kernels.drafts.replies import Replies
 from wanspec_kernels.engine.actions import Action, Committed, DraftAtHome, Finished, StartPass
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.statistics import Statistics
@@ -74,7 +74,7 @@ class Generation:
             num_draws=sampling.num_draws if rejection else 0,
             replacement=sampling.replacement,
             max_source_nodes=self.limits.max_source_nodes,
-            worths=self.estimates.worths,
+            worths=self.estimates.sources.worths,
         )
         self.statistics = Statistics()
         self.output_ids: list[int] = []
@@ -94,7 +94,7 @@ class Generation:
         self._race = Race(self.estimates)
         self._at_hand: Selection | None = None  # when the target fell free
         self._followed = self._left = 0.0  # the pool's counts at the last commit
-        self._replies = Replies(self.estimates)
+        self._replies = Replies(self.estimates.sources)
 
     @property
     def token_ids(self) -> list[int]:
@@ -140,13 +140,13 @@ class Generation:
 
     def max_nodes_of(self, source: int, most: int) -> int:
         """Of the tree that a remote drafter is asked for, which keeps `most`."""
-        return self.estimates.usefulness.max_nodes(source, most)
+        return self.estimates.sources.usefulness.max_nodes(source, most)
 
     def enrol(self, source: int, round_trip_ms: float | None = None) -> None:
         """OPEN was sent to a remote drafter, for the first time or anew."""
         self.pool.enrol(source)
-        self.estimates.usefulness.enrol(source)
-        pace = self.estimates.pace(source)
+        self.estimates.sources.usefulness.enrol(source)
+        pace = self.estimates.sources.pace(source)
         if round_trip_ms is not None and pace.reply_ms is None:
             pace.reply_ms = round_trip_ms
 
@@ -154,7 +154,7 @@ class Generation:
         """A drafter has gone, and nothing is expected of it any more."""
         self.pool.retire(source)
         self._replies.retire(source)
-        self.estimates.retire(source)
+        self.estimates.sources.retire(source)
 
     def start(self, now: float) -> list[Action]:
         self._expect(_Phase.NEW)
@@ -196,7 +196,7 @@ class Generation:
             self.rows.observe(num_rows, self._max_rows, accepted_nodes, pass_ms, idle_ms)
 
         drafted_by = [sources[node][0] for node in accepted_nodes]
-        self.estimates.usefulness.observe(drafted_by)
+        self.estimates.sources.usefulness.observe(drafted_by)
         committed, reason = self._until_end(token_ids)
         flags: tuple[int | None, ...] = (*drafted_by, None)[: len(committed)]
         self.output_ids += committed

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 
-from wanspec_kernels.control.estimates import Estimates
 from wanspec_kernels.control.home import DraftAtHome, Home, HomeJob
 from wanspec_kernels.control.odds import Odds, Rate
 from wanspec_kernels.control.pass_times import PassTimes
 from wanspec_kernels.control.waiting import best_wait_ms
+from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.drafts.pool import HOME
 from wanspec_kernels.drafts.selection import Selection
 from wanspec_kernels.engine.pages import PageBook
@@ -90,12 +90,12 @@ class Scheduler:
         pages: PageBook,
         limits: Limits | None = None,
         batch: SchedulerLimits | None = None,
-        estimates: Estimates | None = None,
+        exchange: Exchange | None = None,
         times: PassTimes | None = None,
         home: bool = False,
     ) -> None:
         self.pages = pages
-        self.estimates = estimates or Estimates()
+        self.exchange = exchange or Exchange(vocabulary=b"", vocab_size=vocab_size, now=0.0)
         self.times = times or PassTimes()
         self.sequences: dict[int, Sequence] = {}  # alive
         self.num_preempted = 0
@@ -158,14 +158,19 @@ class Scheduler:
                 f"{self.pages.num_pages} pages of {self.pages.page_size} slots and the model's "
                 f"positions allow, got {len(request.token_ids)}"
             )
-        sequence = Sequence(
-            next(self._numbers),
-            request,
-            vocab_size=self._vocab_size,
-            limits=self._limits,
-            estimates=self.estimates,
-            now=now,
+        if max(request.token_ids) >= self._vocab_size or min(request.token_ids) < 0:
+            raise ValueError(f"token_ids: expected tokens of 0..{self._vocab_size - 1}")
+        number = next(self._numbers)
+        text = self.exchange.open(
+            number,
+            request.token_ids,
+            request.sampling,
+            now,
+            max_depth=self._limits.max_depth,
+            max_source_nodes=self._limits.max_source_nodes,
+            ask=False,  # Those who wait take no drafter's seat.
         )
+        sequence = Sequence(request, text, limits=self._limits, now=now)
         if self.home is not None:
             sequence.pool.enrol(HOME)
         self.sequences[sequence.number] = sequence
@@ -347,7 +352,7 @@ class Scheduler:
                 self.pages.written(part.request, sequence.token_ids[: sequence.num_written])
         assert self._free_ms is not None
         self._rate.observe(tokens, len(verdicts), now - self._free_ms)
-        self.estimates.observe_pass(pass_ms, 0, 0)
+        self.exchange.sources.round_ms = self.times.ms(running.plan.num_rows, running.context)
         self._free_ms = now if self._active else None
         self._wake_ms = now
         return events
@@ -379,6 +384,8 @@ class Scheduler:
         committed, sources = sequence.commit(
             selection.tree, selection.sources, verdict.token_ids, verdict.accepted_nodes, now
         )
+        drafted_by = [selection.sources[node][0] for node in verdict.accepted_nodes]
+        self.exchange.commit(verdict.request, committed, drafted_by, now)
         followed, left = sequence.followed()
         self.odds.observe_pool(followed, left)
         self.odds.observe_tree(selection.depth, len(verdict.accepted_nodes))
@@ -407,6 +414,7 @@ class Scheduler:
             if sequence.statistics.admitted_ms is None:
                 sequence.statistics.admitted_ms = now
             self._active.append(sequence)
+            self.exchange.ask(sequence.number)
 
     def _reading(self) -> tuple[dict[int, int], list[Sequence]]:
         """How much text each request reads in the pass, and for whom it decides tokens."""
@@ -563,6 +571,8 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         del self.sequences[sequence.number]
+        sequence.account()
+        self.exchange.close(sequence.number, sequence.finish_reason)
         return Finished(sequence.number, sequence.finish_reason)
 
 

@@ -26,3 +26,5 @@ class Statistics:
     accepted: list[int] = field(default_factory=list)  # drafts, of each pass
     outcomes: Counter[Kind] = field(default_factory=Counter)
     nodes_dropped: int = 0
+    wire_bytes_sent: int = 0
+    wire_bytes_received: int = 0

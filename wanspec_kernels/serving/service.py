@@ -103,7 +103,7 @@ class VerifierService:
                 vocabulary=vocabulary,
                 config=self.config.endpoint,
                 on_offer=self._wake.set,
-                on_leave=self._estimates.retire,
+                on_leave=self._estimates.sources.retire,
             )
 
     @property
