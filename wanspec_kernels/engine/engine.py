@@ -98,7 +98,9 @@ class Engine:
         self._passing: asyncio.Future[tuple[list[Verdict], float]] | None = None
         self._failed: BaseException | None = None  # by what a launch did
         self._undelivered: list[tuple[Event, BaseException | None]] = []
-        self.host_ms: deque[float] = deque(maxlen=HOST_TIMES)  # of the loop, from verdict to launch
+        # What the loop worked between a verdict and the next launch, without what it waited.
+        self.host_ms: deque[float] = deque(maxlen=HOST_TIMES)
+        self._host_s: float | None = None  # since the last verdict; None: launched
         self._drafting: asyncio.Future[dict[int, list[Draft] | None]] | None = None
         self._loop: asyncio.Task[None] | None = None
 
@@ -169,9 +171,14 @@ class Engine:
         try:
             while True:
                 began_s = time.thread_time()
-                has_verdict = self._take_results()
-                if self._begin() and has_verdict:
-                    self.host_ms.append((time.thread_time() - began_s) * 1000)
+                if self._take_results():
+                    self._host_s = 0.0
+                has_launched = self._begin()
+                if self._host_s is not None:
+                    self._host_s += time.thread_time() - began_s
+                    if has_launched:
+                        self.host_ms.append(self._host_s * 1000)
+                        self._host_s = None
                 if self._drafters is not None:
                     self._drafters.send()
                 if self._launching is None or self._launching.done():

@@ -417,11 +417,24 @@ class Scheduler:
             self.exchange.ask(sequence.number)
 
     def _reading(self) -> tuple[dict[int, int], list[Sequence]]:
-        """How much text each request reads in the pass, and for whom it decides tokens."""
+        """How much text each request reads in the pass, and for whom it decides tokens.
+
+        Of requests that begin alike one reads, and the others take its pages over.
+        """
         left = self._batch.chunk_rows
         reading: dict[int, int] = {}
         deciding: list[Sequence] = []
+        readers: list[Sequence] = []
         for sequence in self._active:
+            if sequence.unread:
+                written = self.pages.adopt(sequence.number, sequence.token_ids[:-1])
+                sequence.num_written = max(sequence.num_written, written)
+            if sequence.unread:
+                page_end = sequence.num_written + self.pages.page_size
+                page_end -= page_end % self.pages.page_size
+                if any(reads_the_same(other, sequence, page_end) for other in readers):
+                    continue
+                readers.append(sequence)
             read = min(sequence.unread, left)
             if sequence.unread and not read:
                 continue
@@ -574,6 +587,14 @@ class Scheduler:
         sequence.account()
         self.exchange.close(sequence.number, sequence.finish_reason)
         return Finished(sequence.number, sequence.finish_reason)
+
+
+def reads_the_same(reader: Sequence, sequence: Sequence, page_end: int) -> bool:
+    """The page that a request would read next is one that another reads now."""
+    return (
+        reader.num_written < page_end < min(len(reader.token_ids), len(sequence.token_ids))
+        and reader.token_ids[:page_end] == sequence.token_ids[:page_end]
+    )
 
 
 def _known(sequence: Sequence, selection: Selection) -> Draft | None:
