@@ -12,9 +12,11 @@ from wanspec_kernels.assembly import Pair
 from wanspec_kernels.control.policies import ExpectedGain
 from wanspec_kernels.control.policy import Policy
 from wanspec_kernels.demo.processes import RemoteDrafter
-from wanspec_kernels.demo.run import PacedTarget
+from wanspec_kernels.engine.interfaces import TargetModel
 from wanspec_kernels.engine.request import Limits
+from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.serving.service import ServiceConfig, VerifierService
+from wanspec_kernels.tree import HostTree
 from wanspec_kernels.wire import Draft, Open
 from wanspec_kernels.wire.keys import AllowList, load_secret
 
@@ -28,6 +30,26 @@ class Paces:
     target_ms: float
     home_ms: float
     remote_ms: float
+
+
+class PacedTarget:
+    """A target whose pass takes at least `pass_ms`, as that of a larger model would."""
+
+    def __init__(self, target: TargetModel, pass_ms: float) -> None:
+        self._target = target
+        self._pass_s = pass_ms / 1000
+
+    def start(self, request: int, token_ids: Sequence[int], sampling: SamplingParams) -> None:
+        self._target.start(request, token_ids, sampling)
+
+    def verify(self, request: int, tree: HostTree) -> tuple[list[int], list[int]]:
+        ends = time.perf_counter() + self._pass_s
+        verdict = self._target.verify(request, tree)
+        time.sleep(max(0.0, ends - time.perf_counter()))
+        return verdict
+
+    def finish(self, request: int) -> None:
+        self._target.finish(request)
 
 
 class PacedHome:

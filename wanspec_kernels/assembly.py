@@ -13,7 +13,7 @@ from drafter.model import DraftModel
 from wanspec_kernels.control.policies import ExpectedGain
 from wanspec_kernels.control.policy import Policy
 from wanspec_kernels.drafts.exchange import Exchange
-from wanspec_kernels.engine.engine import Engine
+from wanspec_kernels.engine.engine import Engine, PassRunner
 from wanspec_kernels.engine.interfaces import TargetModel
 from wanspec_kernels.engine.model import Capacity, CaptureError, Target, TreeDecoder
 from wanspec_kernels.engine.pages import PageBook
@@ -96,6 +96,7 @@ class Pair:
         max_rows: int = 64,
         max_requests: int = 256,
         home: bool = True,
+        runner: PassRunner | None = None,
     ) -> Engine:
         """An engine over the target; drafters in `allowed` may dial in at `bind`, if one is given.
 
@@ -103,6 +104,7 @@ class Pair:
             max_rows: of the tree of one request.
             max_requests: of one pass.
             home: whether the draft model beside the target drafts, if there is one.
+            runner: of the target; None is its `Runner`.
         """
         limits = Limits(max_rows=max_rows, max_length=self.target.max_length)
         exchange = Exchange(
@@ -124,7 +126,7 @@ class Pair:
         )
         return Engine(
             scheduler,
-            Runner(self.target),
+            runner or Runner(self.target),
             home=HomeDrafter(self.home) if with_home and self.home is not None else None,
             drafters=drafters,
             tokenizer=self.target.tokenizer,
