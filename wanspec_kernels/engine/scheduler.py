@@ -287,7 +287,8 @@ class Scheduler:
         """
         assert self.home is not None
         asked = self.home.asked
-        self.home.ends(now)
+        unread = {number for number, brought in drafts.items() if brought is None}
+        self.home.ends(now, unread)
         for number in asked:
             sequence = self.sequences.get(number)
             if sequence is None:
@@ -298,6 +299,7 @@ class Scheduler:
                 continue
             if number not in drafts:
                 sequence.statistics.home_failures += 1
+                self.home.forget(number)
                 sequence.pool.enrol(HOME)
             found = [sequence.offer(HOME, draft, now) for draft in brought]
             if not any(outcome.new_claims for outcome in found):
@@ -379,7 +381,7 @@ class Scheduler:
             sequence.end("failed")
             return []
         if self.home is not None:
-            self.home.forget(verdict.request)
+            self.home.went_on(verdict.request)
         selection = running.selections[verdict.request]
         committed, sources = sequence.commit(
             selection.tree, selection.sources, verdict.token_ids, verdict.accepted_nodes, now
@@ -519,6 +521,8 @@ class Scheduler:
         self._running = _Pass(PassPlan(tuple(parts)), trees, context)
         self._home_passes = 0
         self._before_home = None
+        if self.home is not None:
+            self.home.target_began()
         return self._running.plan
 
     def _part(self, sequence: Sequence, read: int, selection: Selection | None) -> Part | None:
@@ -585,6 +589,8 @@ class Scheduler:
             self._waiting.remove(sequence)
         del self.sequences[sequence.number]
         sequence.account()
+        if self.home is not None:
+            self.home.forget(sequence.number)
         self.exchange.close(sequence.number, sequence.finish_reason)
         return Finished(sequence.number, sequence.finish_reason)
 
