@@ -94,7 +94,7 @@ class Pair:
         secret: Secret | None = None,
         allowed: AllowList | None = None,
         max_rows: int = 64,
-        max_requests: int = 256,
+        batch: SchedulerLimits | None = None,
         home: bool = True,
         runner: PassRunner | None = None,
     ) -> Engine:
@@ -102,7 +102,7 @@ class Pair:
 
         Args:
             max_rows: of the tree of one request.
-            max_requests: of one pass.
+            batch: sizes of a pass; None is the scheduler's own.
             home: whether the draft model beside the target drafts, if there is one.
             runner: of the target; None is its `Runner`.
         """
@@ -120,7 +120,7 @@ class Pair:
             vocab_size=self.target.vocab_size,
             pages=PageBook(self.target.cache.num_pages, self.target.cache.page_size),
             limits=limits,
-            batch=SchedulerLimits(max_batch=max_requests),
+            batch=batch,
             exchange=exchange,
             home=with_home,
         )

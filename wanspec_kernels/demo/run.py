@@ -21,6 +21,7 @@ from wanspec_kernels.drafts.pool import HOME
 from wanspec_kernels.engine.engine import Engine
 from wanspec_kernels.engine.request import Request
 from wanspec_kernels.engine.runner import Runner
+from wanspec_kernels.engine.scheduler import SchedulerLimits
 from wanspec_kernels.engine.stream import Stream
 from wanspec_kernels.wire.keys import AllowList, load_secret
 from wanspec_kernels.wire.sampling import Sampling
@@ -28,6 +29,8 @@ from wanspec_kernels.wire.sampling import Sampling
 READY_S = 120.0
 LOOK_EVERY_S = 0.05
 MAX_ROWS = 32  # of one text's tree
+# All prompts are read in the first pass, so that the time after it is that of decoding.
+BATCH = SchedulerLimits(chunk_rows=1 << 14)
 MAX_NODES = 160  # of a drafter's tree
 BANDWIDTH_MBIT = 50.0
 JITTER_SHARE = 0.05  # of the one-way delay
@@ -69,6 +72,7 @@ async def _run(settings: Settings, observe: Callable[[], Observer]) -> dict[str,
             secret=load_secret(folder / "verifier.secret"),
             allowed=AllowList(allowed),
             max_rows=MAX_ROWS,
+            batch=BATCH,
             runner=runner,
         )
         async with engine:
@@ -95,7 +99,7 @@ async def _run(settings: Settings, observe: Callable[[], Observer]) -> dict[str,
             observer.progress("the target alone …")
             # No socket and nobody at home: one pass, one token of each text. Its pages are those
             # of the engine above, which has not used any yet.
-            async with pair.engine(home=False, runner=runner) as alone:
+            async with pair.engine(home=False, batch=BATCH, runner=runner) as alone:
                 await _warm_up(alone, pair, settings)
                 baseline = await _decode(alone, requests)
             observer.progress("with remote drafters …")
