@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from wanspec_kernels.commands.waiting import wait_for_drafters
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
 from wanspec_kernels.drafts.exchange import Exchange
-from wanspec_kernels.drafts.outcome import Kind
 from wanspec_kernels.engine.model import Target
 from wanspec_kernels.models import resolve_model
 from wanspec_kernels.serving.drafters import DrafterSocket, now_ms
@@ -23,7 +22,7 @@ from wanspec_kernels.wire.sampling import Sampling
 
 FOLDER = Path(__file__).parents[1] / "examples" / "engine"
 REQUESTS, TOKENS = 8, 24
-HELD_PASSES, DRAFTS = 3, 4
+HELD_PASSES, NODES = 3, 8
 WAIT_S = 100.0
 
 
@@ -36,15 +35,14 @@ def example():
 
 
 class Held:
-    """A target whose first passes end only once each text has some drafts more.
+    """A target whose first passes end only once there are drafts for each text.
 
     So whatever share of the machine the drafters get, they have something to accept.
     """
 
     def __init__(self, target):
         self._target = target
-        self.news = Event()
-        self.texts = {}
+        self.may_end = Event()
         self.num_requests = []  # of each pass
 
     def __getattr__(self, name):
@@ -52,10 +50,9 @@ class Held:
 
     def logits(self, tree, *arguments):
         self.num_requests.append(tree.batch)
-        wanted = DRAFTS * min(HELD_PASSES, len(self.num_requests))
-        while any(text.outcomes[Kind.NEW] < wanted for text in self.texts.values()):
-            assert self.news.wait(WAIT_S)
-            self.news.clear()
+        if len(self.num_requests) <= HELD_PASSES:
+            self.may_end.clear()
+            assert self.may_end.wait(WAIT_S)
         return self._target.logits(tree, *arguments)
 
 
@@ -83,8 +80,12 @@ def test_texts_are_those_of_greedy_decoding_and_drafts_are_accepted(example, tmp
     prompts = [target.tokenizer(text)["input_ids"] for text in texts]
     assert len(prompts) == REQUESTS
     exchange = Exchange(vocabulary=target.vocabulary, vocab_size=target.vocab_size, now=now_ms())
-    target.texts = exchange.texts
-    exchange.events.subscribe(lambda _: target.news.set())
+
+    def on_event(_):
+        if all(len(text.pool) >= NODES for text in exchange.texts.values()):
+            target.may_end.set()
+
+    exchange.events.subscribe(on_event)
 
     async def run():
         allowed = AllowList(make_keys(tmp_path, 2))
@@ -102,8 +103,7 @@ def test_texts_are_those_of_greedy_decoding_and_drafts_are_accepted(example, tmp
                 await wait_for_drafters(exchange, drafters.address, 2, lambda _: None)
                 return await example.decode(target, prompts, TOKENS, Sampling(), exchange, drafters)
         finally:
-            target.texts = {}
-            target.news.set()
+            target.may_end.set()
             for remote in remotes:
                 remote.stop()
             await drafters.close()
