@@ -47,6 +47,7 @@ class Home:
         self._is_known = False
         self._read: dict[int, int] = {}  # tokens that it has read of each request's text
         self._reading: dict[int, int] = {}  # and will have after the pass under way
+        self._unsettled: tuple[int, float] | None = None  # size and begin of the last pass
         self._is_reading = False  # The pass under way takes in more than news.
         self._passed_over = 0  # passes of the target since its last one
         self._retry = RETRY
@@ -86,14 +87,20 @@ class Home:
         """The pass under way has ended; of the `unread` requests it has not read all the text."""
         assert self._began_ms is not None
         if not self._is_reading and not unread:
-            self.times.observe(len(self.asked), 0, now - self._began_ms)
-            self._is_known = True
+            self._unsettled = (len(self.asked), self._began_ms)
         for request, length in self._reading.items():
             if request not in unread:
                 self._read[request] = length
         self._began_ms = None
         self.asked = frozenset()
         self.passes += 1
+
+    def settle(self, now: float) -> None:
+        """What the last pass brought has been merged: what it cost counts up to here."""
+        if self._unsettled is not None:
+            size, began_ms = self._unsettled
+            self.times.observe(size, 0, now - began_ms)
+            self._unsettled, self._is_known = None, True
 
     def spent(self, request: int) -> None:
         self._spent.add(request)
