@@ -52,8 +52,8 @@ class Written:
     text: Text = field(default_factory=Text)
 
     def __post_init__(self) -> None:
-        shown = self.prompt.text.splitlines()[-PROMPT_LINES:]
-        self.text.append("\n".join(shown), "dim")
+        shown = self.prompt.text.splitlines(keepends=True)[-PROMPT_LINES:]
+        self.text.append("".join(shown), "dim")
 
 
 class Plain(Observer):
