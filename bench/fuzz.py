@@ -43,8 +43,8 @@ from wanspec_kernels.wire import (
     Ping,
     Pong,
     check_of,
-    decode,
-    encode,
+    decode_frame,
+    encode_frame,
 )
 from wanspec_kernels.wire.keys import AllowList, Secret, load_secret, secure_client
 
@@ -73,7 +73,7 @@ class Fuzzer:
             await self.listen()
             if not self.is_known:
                 self.is_known = True  # until we hear otherwise
-                await self.socket.send(encode(self.hello))
+                await self.socket.send(encode_frame([self.hello]))
             await self.socket.send(mutation(self.rng, self._messages()))
 
     async def listen(self) -> None:
@@ -85,7 +85,7 @@ class Fuzzer:
         """Until all that was sent is handled."""
         mark = Ping(self.rng.randrange(2**62), 0)
         for message in (self.hello, mark):
-            await self.socket.send(encode(message))
+            await self.socket.send(encode_frame([message]))
         self.is_known = True
         while self._hear(await self.socket.recv()) != mark.clock_us:
             pass
@@ -103,17 +103,20 @@ class Fuzzer:
         return (*every_message(), chain, chain, chain, early, drawn)
 
     def _hear(self, data: bytes) -> int | None:
-        match decode(data):
-            case Open(request, token_ids):
-                self.request, self.text = request, list(token_ids)
-            case Commit(request, length, token_ids) if request == self.request:
-                if length == len(self.text) + len(token_ids):
-                    self.text += token_ids
-            case Error(code, text) if code == ErrorCode.UNEXPECTED or "quarantined" in text:
-                self.is_known = False
-            case Pong(clock_us):
-                return clock_us
-        return None
+        """The clock reading of a PONG in this frame."""
+        answered = None
+        for message in decode_frame(data):
+            match message:
+                case Open(request, token_ids):
+                    self.request, self.text = request, list(token_ids)
+                case Commit(request, length, token_ids) if request == self.request:
+                    if length == len(self.text) + len(token_ids):
+                        self.text += token_ids
+                case Error(code, text) if code == ErrorCode.UNEXPECTED or "quarantined" in text:
+                    self.is_known = False
+                case Pong(clock_us):
+                    answered = clock_us
+        return answered
 
 
 def resident_mb() -> float:

@@ -1,4 +1,4 @@
-"""Mutations: messages as nobody should send them, from nearly right to nonsense."""
+"""Mutations: frames as nobody should send them, from nearly right to nonsense."""
 
 import struct
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ import msgpack
 
 from wanspec_kernels.wire import (
     MAX_MESSAGE_BYTES,
+    VERSION,
     Close,
     Commit,
     Draft,
@@ -54,12 +55,22 @@ def every_message() -> tuple[Message, ...]:
     )
 
 
-KEYS = tuple(sorted({key for m in every_message() for key in msgpack.unpackb(encode(m))}))
+KEYS = tuple(sorted({key for m in every_message() for key in msgpack.unpackb(encode(m))} | {"v"}))
 
 
 def mutation(rng: Random, messages: Sequence[Message]) -> bytes:
-    """One of the messages, after one to four changes of its structure or its bytes."""
-    fields: dict[Any, Any] = msgpack.unpackb(encode(rng.choice(messages)))
+    """A frame of one to three messages, after some changes of its structure or its bytes."""
+    body = b""
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        data = _changed(rng, msgpack.unpackb(encode(rng.choice(messages))))
+        length = len(data) if rng.random() < 0.95 else rng.choice(NUMBERS) % 2**32
+        body += length.to_bytes(4, "little") + data
+    frame: dict[Any, Any] = {"v": VERSION, "m": body}
+    return _changed(rng, frame) if rng.random() < 0.2 else bytes(_pack(rng, frame))
+
+
+def _changed(rng: Random, fields: dict[Any, Any]) -> bytes:
+    """A map after up to three changes of its structure, and as bytes after some more."""
     if rng.random() < 0.5:
         for _ in range(rng.randint(1, 3)):
             rng.choice(STRUCTURE)(rng, fields)

@@ -23,7 +23,8 @@ class Flow:
     A marker, which is a PING, goes behind drafts; once it is answered, so much has arrived. The
     answer also says when, by the verifier's clock: how much later than at the earliest is the time
     that drafts spend in queues, however late the answer is read. The window of bytes on their way
-    grows by a quarter while that is little and the window is all that holds drafts back, and else
+    grows while that is little and the window is all that holds drafts back: it doubles every round
+    trip until a queue is seen for the first time, and after that grows by a quarter. Else it
     shrinks by as much as the round trip has grown (as TCP Vegas: Brakmo and
     Peterson 1995, and FAST: Wei et al. 2006). Where it never is idle by itself, the link is left
     to empty now and then, as long as a marker with nothing before it takes (as BBR: Cardwell et al.
@@ -38,6 +39,7 @@ class Flow:
         self._markers: dict[int, int] = {}  # by clock reading: bytes sent before
         self._sent_us = self._marked_us = -LEAST_HOLDS_US  # long ago
         self._is_limit = False  # the window has held drafts back
+        self._is_starting = True  # no queue was seen yet
         self._recent: list[int] = []  # ways since the window was last adjusted
         self._adjusted_us = 0
         self._round_trip_us = max(1, round_trip_us)
@@ -142,23 +144,36 @@ class Flow:
             if not self._was_limit:  # the link was empty between drafts
                 self._least_us = min(*self._recent, way_us, way_us)
                 self._least_since_us = now_us
-        if not self._is_emptying and clock_us >= self._adjusted_us:
-            self._recent.append(way_us)
-            if len(self._recent) == RECENT:
-                self._adjust(now_us)
+        is_news = clock_us >= self._adjusted_us  # what was sent before says nothing of the window
+        if self._is_emptying or not (is_news or self._is_starting):
+            return
+        self._recent.append(way_us)
+        if self._is_starting and way_us - self._least_us <= self._slack_us:
+            self._recent.clear()
+            if self._is_limit and is_news:
+                self._set_window(2 * self.window, now_us)
+        elif len(self._recent) == RECENT:
+            self._adjust(now_us)
+
+    @property
+    def _slack_us(self) -> float:
+        return min(max(SLACK_SHARE * self._round_trip_us, SLACK_US[0]), SLACK_US[1])
 
     def _adjust(self, now_us: int) -> None:
-        round_trip_us = self._round_trip_us
-        slack = min(max(SLACK_SHARE * round_trip_us, SLACK_US[0]), SLACK_US[1])
+        round_trip_us, slack, window = self._round_trip_us, self._slack_us, self.window
         queued = max(0, min(self._recent) - self._least_us)
         if queued > slack:
-            shrunk = self.window * (round_trip_us + slack) / (round_trip_us + queued)
-            self.window = max(MIN_WINDOW, int(shrunk))
+            window = int(window * (round_trip_us + slack) / (round_trip_us + queued))
+            self._is_starting = False
         elif self._is_limit:
-            self.window = min(MAX_WINDOW, self.window + self.window // 4)
+            window += window // 4
+        self._set_window(window, now_us)
+
+    def _set_window(self, window: int, now_us: int) -> None:
+        self.window = min(max(window, MIN_WINDOW), MAX_WINDOW)
         self._is_limit = False
         self._recent.clear()
-        self._adjusted_us = now_us  # what was sent before says nothing of it
+        self._adjusted_us = now_us
 
     def _forget_lost(self, now_us: int) -> None:
         """Where nothing is answered, little goes, but not nothing: a marker can get lost."""
@@ -168,3 +183,4 @@ class Flow:
                 self._arrived = max(self._arrived, sent)
                 self.window = MIN_WINDOW
                 self._is_emptying = False
+                self._is_starting = True

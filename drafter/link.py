@@ -22,8 +22,8 @@ from wanspec_kernels.wire import (
     Hello,
     Message,
     ProtocolError,
-    decode,
-    encode,
+    decode_frame,
+    encode_frame,
 )
 from wanspec_kernels.wire.addresses import Lookup, NotResolved, why_unreachable
 from wanspec_kernels.wire.keys import Secret, secure_client
@@ -237,21 +237,24 @@ class Link:
             try:
                 if len(frames) != 1:
                     raise ProtocolError(f"message: expected one frame, got {len(frames)}")
-                message = decode(frames[0])
+                messages = list(decode_frame(frames[0]))
             except ProtocolError as error:
-                self.counters.num_malformed += 1
-                log.warning("malformed message: %s", error)
-                answers: list[Message] = [Error.of(ErrorCode.MALFORMED, error)]
-            else:
-                answers = connection.on_message(message, _now_us())
-            self._send(socket, connection, answers)
+                messages = [error]
+            for message in messages:
+                if isinstance(message, ProtocolError):
+                    self.counters.num_malformed += 1
+                    log.warning("malformed message: %s", message)
+                    answers: list[Message] = [Error.of(ErrorCode.MALFORMED, message)]
+                else:
+                    answers = connection.on_message(message, _now_us())
+                self._send(socket, connection, answers)
 
     def _send(
         self, socket: zmq.Socket[bytes], connection: Connection, messages: Iterable[Message]
     ) -> None:
         """Send without waiting; what cannot be sent is dropped and counted."""
         for message in messages:
-            data = encode(message)
+            data = encode_frame([message])
             if len(data) > connection.max_message_bytes:
                 self.counters.num_too_large += 1
                 continue

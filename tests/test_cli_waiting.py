@@ -12,7 +12,7 @@ from wanspec_kernels.commands.waiting import wait_for_drafters
 from wanspec_kernels.drafts.refusals import MAX_REFUSALS, Refusals
 from wanspec_kernels.serving.endpoint import EndpointConfig
 from wanspec_kernels.serving.service import ServiceConfig, VerifierService
-from wanspec_kernels.wire import Hello, decode, encode
+from wanspec_kernels.wire import Hello, decode_frame, encode_frame
 from wanspec_kernels.wire.keys import AllowList, generate, load_secret, secure_client
 
 VOCABULARY = bytes(range(32))
@@ -95,12 +95,12 @@ def test_a_stranger_a_wrong_server_key_and_another_vocabulary_are_told_apart(key
         async with dial("first", server="stranger"):
             await told.until("refused somebody: the encrypted handshake failed", "--server-key")
         async with dial("first") as socket:
-            await socket.send(encode(Hello(bytes(32), "other-model", 4, 256, 0)))
+            await socket.send(encode_frame([Hello(bytes(32), "other-model", 4, 256, 0)]))
             await told.until("refused first: vocabulary: expected the target's", "of other-model")
         await told.until("waiting for 1", "3 attempts were refused", "the last of first: vocab")
         async with dial("first") as socket:
-            await socket.send(encode(HELLO))
-            assert decode(await socket.recv())
+            await socket.send(encode_frame([HELLO]))
+            assert [*decode_frame(await socket.recv())]
 
     run(keys, 1, scenario)
 
@@ -108,10 +108,10 @@ def test_a_stranger_a_wrong_server_key_and_another_vocabulary_are_told_apart(key
 def test_who_has_joined_is_told_and_that_there_is_no_room_for_more(keys):
     async def scenario(dial, told):
         async with dial("first") as first:
-            await first.send(encode(HELLO))
+            await first.send(encode_frame([HELLO]))
             await told.until("waiting for 2", "1 joined (first)")
             async with dial("second") as second:
-                await second.send(encode(HELLO))
+                await second.send(encode_frame([HELLO]))
                 await told.until("refused second: capacity: expected at most 1 drafters")
                 raise Enough
 
@@ -122,10 +122,10 @@ def test_who_has_joined_is_told_and_that_there_is_no_room_for_more(keys):
 def test_a_drafter_in_quarantine_is_told(keys):
     async def scenario(dial, told):
         async with dial("first") as socket:
-            await socket.send(encode(HELLO))
+            await socket.send(encode_frame([HELLO]))
             for _ in range(8):
                 await socket.send(b"no message")
-            await socket.send(encode(HELLO))
+            await socket.send(encode_frame([HELLO]))
             await told.until("refused first: quarantined: too many malformed messages")
             raise Enough
 

@@ -71,6 +71,89 @@ def test_a_link_is_used_and_its_queue_stays_short(round_trip_ms, mbit):
     assert sorted(waits)[250] < 40_000
 
 
+class Rated:
+    """A drafter that brings so many bytes a second, and keeps two passes' worth while it waits."""
+
+    def __init__(self, wire, bytes_per_s):
+        self.wire = wire
+        self.sent = []  # bytes, pass by pass
+        self.most_waited_us = 0
+        self._brings = bytes_per_s * STEP_US / 1e6 / NODE_BYTES
+        self._unsent = 0.0
+
+    def run(self, seconds):
+        for _ in range(round(1e6 * seconds / STEP_US)):
+            self._unsent = min(self._unsent, self._brings) + self._brings
+            before = self.wire.num_bytes
+            self.wire.step(int(self._unsent))
+            self.sent.append(self.wire.num_bytes - before)
+            self._unsent -= self.sent[-1] / NODE_BYTES
+            self.most_waited_us = max(self.most_waited_us, self.wire.waited_us)
+
+    def began_ms(self, bytes_per_s, passes=25):
+        """When a tenth of a second began that carried nine tenths of so many."""
+        enough = 0.9 * bytes_per_s * passes * STEP_US / 1e6
+        starts = range(len(self.sent) - passes)
+        return next(i for i in starts if sum(self.sent[i : i + passes]) >= enough) * STEP_US / 1e3
+
+
+@pytest.mark.parametrize(
+    ("round_trip_ms", "bytes_per_s", "most_ms"),
+    [
+        (20.0, 200e3, 10.0),
+        # Some 100 kB on their way, and four times as much as a window: five doublings.
+        (20.0, 5e6, 100.0),
+        (150.0, 200e3, 150.0),
+        (150.0, 5e6, 1000.0),
+    ],
+)
+def test_a_wide_link_carries_all_that_is_offered_within_a_few_round_trips(
+    round_trip_ms, bytes_per_s, most_ms
+):
+    drafter = Rated(Wire(round_trip_ms, 200.0), bytes_per_s)
+    drafter.run(6.0)
+    assert drafter.began_ms(bytes_per_s) <= most_ms
+    assert sum(drafter.sent[-250:]) > 0.98 * bytes_per_s
+
+
+@pytest.mark.parametrize("bytes_per_s", [200e3, 5e6])
+@pytest.mark.parametrize(
+    ("round_trip_ms", "mbit", "most_ms"),
+    [
+        # What the first window takes, whatever comes after it.
+        (20.0, 2.0, 52.0),
+        (5.0, 2.0, 60.0),
+        (150.0, 2.0, 105.0),
+        # A window is doubled once or twice before a queue that it made is heard of.
+        (60.0, 20.0, 140.0),
+    ],
+)
+def test_a_queue_ends_the_doubling(round_trip_ms, mbit, most_ms, bytes_per_s):
+    drafter = Rated(Wire(round_trip_ms, mbit), bytes_per_s)
+    drafter.run(2.0)
+    assert drafter.most_waited_us <= 1000 * most_ms
+    drafter.most_waited_us = 0
+    drafter.run(2.0)
+    assert drafter.most_waited_us < 75_000
+
+
+def test_a_window_that_holds_nothing_back_stays_as_it_is():
+    drafter = Rated(Wire(20.0, 200.0), 100e3)
+    drafter.run(5.0)
+    assert drafter.wire.flow.window == FIRST_WINDOW
+
+
+def test_after_silence_the_window_doubles_again():
+    wire = Wire(20.0, 10.0)
+    wire.run(5.0)  # and a queue was seen
+    wire.hold = True
+    wire.run(5.0)
+    assert wire.flow.window == MIN_WINDOW
+    wire.hold = False
+    wire.run(0.4)
+    assert wire.run(0.4) > 0.85 * 1.25e6
+
+
 def test_what_is_left_of_a_wide_link_is_not_taken():
     wire = Wire(30.0, 1000.0)
     assert wire.run(20.0, nodes_a_pass=50) == pytest.approx(50 * NODE_BYTES * 250, rel=0.01)

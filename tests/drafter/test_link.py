@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from contextlib import closing
 from threading import Event, Thread
 
@@ -32,8 +33,8 @@ from wanspec_kernels.wire import (
     Ping,
     Pong,
     Welcome,
-    decode,
-    encode,
+    decode_frame,
+    encode_frame,
 )
 from wanspec_kernels.wire.keys import ZAP_DOMAIN, generate, load_public, load_secret, secure_server
 
@@ -64,6 +65,7 @@ class Verifier:
         self.keys = keys
         self.heartbeat_ms = heartbeat_ms
         self.peer = b""
+        self.heard = deque()  # of frames that carried several
         self.bind("tcp://127.0.0.1:*")
 
     def bind(self, endpoint: str) -> None:
@@ -88,18 +90,24 @@ class Verifier:
         """The next message of `kind`; pings are answered, others passed over."""
         deadline = time.monotonic() + WAIT_MS / 1000
         while time.monotonic() < deadline:
-            if not self.socket.poll(WAIT_MS):
+            if not self.heard and not self.socket.poll(WAIT_MS):
                 break
-            self.peer, data = self.socket.recv_multipart()
-            message = decode(data)
+            message = self.next()
             if isinstance(message, kind):
                 return message
             if isinstance(message, Ping):
                 self.send(Pong(message.clock_us, 0))
         raise AssertionError(f"no {kind.__name__} came")
 
-    def send(self, message) -> None:
-        self.socket.send_multipart([self.peer, encode(message)])
+    def next(self):
+        """The next message of any kind."""
+        if not self.heard:
+            self.peer, data = self.socket.recv_multipart()
+            self.heard += decode_frame(data)
+        return self.heard.popleft()
+
+    def send(self, *messages) -> None:
+        self.socket.send_multipart([self.peer, encode_frame(messages)])
 
     def welcome(self) -> Hello:
         hello = self.receive(Hello)
@@ -180,8 +188,8 @@ def test_an_idle_drafter_sends_its_tree_by_the_pace_alone(keys, verifier):
         verifier.send(open_request(request=1, max_nodes=1024))
         paths = set()
         while len(paths) < 1024:
-            assert verifier.socket.poll(WAIT_MS // 4), len(paths)
-            message = decode(verifier.socket.recv_multipart()[1])
+            assert verifier.heard or verifier.socket.poll(WAIT_MS // 4), len(paths)
+            message = verifier.next()
             if isinstance(message, Draft):
                 paths.update(paths_of(message))
         assert rounds.count(False) < 10
@@ -223,12 +231,11 @@ def test_silence_is_noticed(keys):
         first = verifier.peer
         # Nothing is answered from here on: pings go unheard until the drafter gives up.
         while True:
-            assert verifier.socket.poll(WAIT_MS)
-            peer, data = verifier.socket.recv_multipart()
-            if isinstance(decode(data), Hello):
+            assert verifier.heard or verifier.socket.poll(WAIT_MS)
+            if isinstance(verifier.next(), Hello):
                 break
-            assert peer == first
-        assert peer != first
+            assert verifier.peer == first
+        assert verifier.peer != first
 
 
 def test_a_refusal_ends_the_link(keys, verifier):

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import deque
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -19,8 +20,8 @@ from wanspec_kernels.wire import (
     Pong,
     Welcome,
     check_of,
-    decode,
-    encode,
+    decode_frame,
+    encode_frame,
 )
 from wanspec_kernels.wire.keys import secure_client
 
@@ -55,15 +56,18 @@ class Dialler:
 
     def __init__(self, socket):
         self.socket = socket
+        self._heard = deque()  # of frames that carried several
 
     async def say(self, message):
-        await self.socket.send(message if isinstance(message, bytes) else encode(message))
+        await self.socket.send(message if isinstance(message, bytes) else encode_frame([message]))
 
     async def hear(self, *kinds):
         """The next message of these kinds; pings are answered."""
         while True:
-            async with asyncio.timeout(WAIT_S):  # `wait_for` may lose a cancellation
-                message = decode(await self.socket.recv())
+            while not self._heard:
+                async with asyncio.timeout(WAIT_S):  # `wait_for` may lose a cancellation
+                    self._heard += decode_frame(await self.socket.recv())
+            message = self._heard.popleft()
             if isinstance(message, Ping):
                 await self.say(Pong(message.clock_us, 0))
             if isinstance(message, kinds):

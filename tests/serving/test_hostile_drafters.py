@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+import msgpack
 import pytest
 
 from tests.serving.dialler import HELLO, PROMPT, WAIT_S, SteppedTarget, run, until
@@ -22,6 +23,7 @@ from wanspec_kernels.serving.service import ServiceConfig
 from wanspec_kernels.tree import Expansion
 from wanspec_kernels.wire import (
     MAX_MESSAGE_BYTES,
+    VERSION,
     Draft,
     Error,
     ErrorCode,
@@ -31,19 +33,22 @@ from wanspec_kernels.wire import (
     Welcome,
     check_of,
     encode,
+    encode_frame,
 )
 from wanspec_kernels.wire.sampling import Sampling
 
 READS_ALL = AdmissionConfig(1e9, 1e9, 1e9, max_malformed=10**9)
+OLD_HELLO = msgpack.packb({"v": 2, "t": "hello", "mo": "of version 2"})
 BAD = {
     "random bytes": Random(3).randbytes(300),
     "empty": b"",
-    "truncated": encode(HELLO)[:-3],
+    "truncated": encode_frame([HELLO])[:-3],
     "nested bomb": b"\x91" * 3000 + b"\xc0",
     "map bomb": b"\x81\xa1a" * 1000 + b"\xc0",
     "oversized": b"\xc4" * (MAX_MESSAGE_BYTES + 10),
-    "another version": encode(HELLO).replace(b"\xa1v\x02", b"\xa1v\x09"),
-    "before hello": encode(Draft(1, 1, 0, (1,), (-1,))),
+    "another version": encode_frame([HELLO]).replace(b"\xa1v\x03", b"\xa1v\x09"),
+    "version 2": OLD_HELLO,
+    "before hello": encode_frame([Draft(1, 1, 0, (1,), (-1,))]),
 }
 
 
@@ -100,6 +105,12 @@ def test_far_too_large_a_message_costs_the_connection_only(keys):
     run(keys, scenario)
 
 
+def framed(parts):
+    """A frame of what may be no messages."""
+    body = b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+    return msgpack.packb({"v": VERSION, "m": body})
+
+
 def invalid(request):
     """A good message, with draws that no request under `match` has, and none of four draws."""
     draws = (Expansion(-1, (0,), (1,), (1,)),)
@@ -143,7 +154,7 @@ def test_a_keys_rate_is_bounded_whatever_it_says_and_however_often_it_greets(key
             generation = asyncio.create_task(service.generate(PROMPT, max_tokens=30))
             drafting = asyncio.create_task(friend.draft_forever())
             began = time.monotonic()
-            for payload in (HELLO, b"\xc1", encode(Ping(1, 0))) * 300:
+            for payload in (HELLO, b"\xc1", encode_frame([Ping(1, 0)])) * 300:
                 await hostile.say(payload)
                 while await hostile.socket.poll(0):
                     await hostile.socket.recv()
@@ -232,7 +243,7 @@ async def flood(service, keys, frames, *, seconds=1.5, frames_a_connection=10**9
         "public": keys["first"].public.decode(),
         "secret": keys["first"].secret.decode(),
         "server": keys["verifier"].public.decode(),
-        "frames": [frame.hex() for frame in (encode(HELLO), *frames)],
+        "frames": [frame.hex() for frame in (encode_frame([HELLO]), *frames)],
         "seconds": seconds,
         "frames_a_connection": frames_a_connection,
     }
@@ -244,17 +255,18 @@ async def flood(service, keys, frames, *, seconds=1.5, frames_a_connection=10**9
 
 # Of requests that nobody opened.
 LONG = guess(Random(1), PROMPT, 1.0, 60, request=10**6)
-LARGEST = encode(largest_draft())  # which a drafter may send under `rejection`
+OTHER_HELLO = replace(HELLO, vocabulary=bytes(32))
+LARGEST = encode_frame([largest_draft()])  # which a drafter may send under `rejection`
 FLOODS = {
-    "pings": ("match", encode(Ping(1, 0))),
-    "drafts of another request": ("match", encode(LONG)),
+    "pings": ("match", encode_frame([Ping(1, 0)])),
+    "drafts of another request": ("match", encode_frame([LONG])),
     "drafts too large for match": ("match", LARGEST),
     "large drafts": ("rejection", LARGEST),
     "garbage": ("match", b"\xc1" * 1000),
     "messages too large": ("rejection", b"\xc4" * (MAX_MESSAGE_BYTES + 1)),
-    "greetings": ("match", encode(HELLO)),
-    "greetings of another vocabulary": ("match", encode(replace(HELLO, vocabulary=bytes(32)))),
-    "pings in quarantine": ("match", encode(Ping(1, 0))),
+    "greetings": ("match", encode_frame([HELLO])),
+    "greetings of another vocabulary": ("match", encode_frame([OTHER_HELLO])),
+    "pings in quarantine": ("match", encode_frame([Ping(1, 0)])),
     "large drafts in quarantine": ("rejection", LARGEST),
 }
 
@@ -336,12 +348,31 @@ def test_malformed_messages_add_up_over_connections(keys):
                     assert "expected a msgpack map" in (await hostile.hear(Error)).message
         async with dial() as hostile:
             await hostile.join()
-            await hostile.say(encode(Welcome(1, 1, 1, 1024)))  # not a drafter's to send
+            await hostile.say(encode_frame([Welcome(1, 1, 1, 1024)]))  # not a drafter's to send
             await hostile.hear(Error)
             assert "too many malformed" in (await hostile.hear(Error)).message
             await hostile.say(HELLO)
             assert "quarantined for" in (await hostile.hear(Error)).message
             assert service.counters["malformed"] == 8
+
+    run(keys, scenario)
+
+
+def test_a_bad_message_costs_its_frame_nothing_else_and_a_quarantine_all(keys):
+    async def scenario(service, dial):
+        async with dial() as hostile:
+            await hostile.join()
+            good, bad = encode(Ping(1, 0)), b"\xc1"
+            await hostile.say(framed([bad, good]))
+            assert "expected a msgpack map" in (await hostile.hear(Error)).message
+            await hostile.hear(Pong)
+            assert service.counters["malformed"] == 1
+            await hostile.say(framed([bad] * 20 + [good]))
+            while "too many malformed" not in (await hostile.hear(Error)).message:
+                pass
+            assert service.counters["malformed"] == 8
+            await hostile.say(HELLO)
+            assert "quarantined for" in (await hostile.hear(Error, Pong)).message
 
     run(keys, scenario)
 

@@ -1,7 +1,9 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.wire.message_strategies import messages
 from wanspec_kernels.wire import (
@@ -9,6 +11,7 @@ from wanspec_kernels.wire import (
     MAX_DEPTH,
     MAX_DRAFT_NODES,
     MAX_DRAWS,
+    MAX_FRAME_MESSAGES,
     MAX_MESSAGE_BYTES,
     MAX_PLAIN_BYTES,
     MAX_PROMPT_TOKENS,
@@ -23,12 +26,18 @@ from wanspec_kernels.wire import (
     LimitExceeded,
     Message,
     Open,
+    Packer,
+    Ping,
     ProtocolError,
     Welcome,
     check_of,
     decode,
+    decode_frame,
     encode,
+    encode_frame,
+    frames_of,
 )
+from wanspec_kernels.wire.frames import HEAD_BYTES
 
 BIGGEST_TOKEN = 2**31 - 1
 
@@ -68,11 +77,13 @@ def largest_draft() -> Draft:
     ids=lambda message: type(message).__name__,
 )  # fmt: skip
 def test_the_largest_messages_fit(message: Message) -> None:
-    data = encode(message)
+    data = encode_frame([message])
     assert len(data) <= MAX_MESSAGE_BYTES
-    assert decode(data) == message
-    with pytest.raises(LimitExceeded, match=f"at most {len(data) - 1} bytes, got {len(data)}"):
-        encode(message, max_bytes=len(data) - 1)
+    assert list(decode_frame(data)) == [message]
+    most = HEAD_BYTES + 4 + len(encode(message))
+    assert [frame.messages for frame in frames_of([message], most)] == [(message,)]
+    with pytest.raises(LimitExceeded, match=f"at most {most - 1} bytes, got {most}"):
+        frames_of([message], most - 1)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +96,46 @@ def test_the_largest_messages_fit(message: Message) -> None:
     ids=lambda message: type(message).__name__,
 )
 def test_without_draws_no_message_of_a_drafter_is_large(message: Message) -> None:
-    assert len(encode(message)) <= MAX_PLAIN_BYTES
+    assert len(encode_frame([message])) <= MAX_PLAIN_BYTES
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(messages, max_size=20), st.integers(20, 2000))
+def test_packed_messages_come_back_in_order(sent: list[Message], max_bytes: int) -> None:
+    packer = Packer(max_bytes)
+    fit = [message for message in sent if packer.add(message)]
+    frames = packer.frames()
+    assert all(len(frame.data) <= max_bytes for frame in frames)
+    assert [message for frame in frames for message in decode_frame(frame.data)] == fit
+    assert all(tuple(decode_frame(frame.data)) == frame.messages for frame in frames)
+    assert all(HEAD_BYTES + 4 + len(encode(m)) > max_bytes for m in sent if m not in fit)
+    # Greedy: the first message of a frame had no room in the one before.
+    for before, after in pairwise(frames):
+        assert HEAD_BYTES + sum(map(size_of, (*before.messages, after.messages[0]))) > max_bytes
+    assert packer.frames() == []
+
+
+def size_of(message: Message) -> int:
+    return 4 + len(encode(message))
+
+
+def test_a_frame_has_so_many_messages_at_most() -> None:
+    pings = [Ping(1, 2)] * (MAX_FRAME_MESSAGES + 1)
+    assert [len(frame.messages) for frame in frames_of(pings)] == [MAX_FRAME_MESSAGES, 1]
+    assert len(list(decode_frame(encode_frame(pings[1:])))) == MAX_FRAME_MESSAGES
+    for several in (pings, []):
+        with pytest.raises(LimitExceeded, match=r"frame: expected 1\.\.256 messages"):
+            encode_frame(several)
+
+
+def test_a_large_message_travels_alone() -> None:
+    large, small = largest_draft(), Ping(1, 2)
+    frames = frames_of([small, small, large, small])
+    assert [frame.messages for frame in frames] == [(small, small), (large,), (small,)]
+    drafts = [replace(largest_draft(), expansions=(), request=r) for r in range(64)]
+    frames = frames_of(drafts)
+    assert max(len(frame.data) for frame in frames) <= MAX_PLAIN_BYTES
+    assert len(frames) == -(-len(drafts) // ((MAX_PLAIN_BYTES - HEAD_BYTES) // size_of(drafts[0])))
 
 
 def test_even_a_draft_with_every_node_expanded_would_fit() -> None:

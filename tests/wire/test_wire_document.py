@@ -8,6 +8,10 @@ import pytest
 
 from tests.wire import test_round_trip
 from wanspec_kernels.wire import (
+    MAX_FRAME_MESSAGES,
+    MAX_MESSAGE_BYTES,
+    MAX_PLAIN_BYTES,
+    VERSION,
     Close,
     Commit,
     Draft,
@@ -21,8 +25,9 @@ from wanspec_kernels.wire import (
     Pong,
     Welcome,
     check_of,
-    decode,
+    decode_frame,
     encode,
+    encode_frame,
 )
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -50,9 +55,9 @@ def test_the_worked_example() -> None:
         expansions=(Expansion(-1, (0, 1), (7, 8, 50), (40000, 20000, 5536)),),
         confidences=bytes([11, 28, 2]),
     )
-    data = bytes.fromhex(block)
-    assert decode(data) == message
-    assert encode(message) == data
+    ping, data = Ping(clock_us=7, round_trip_us=0), bytes.fromhex(block)
+    assert list(decode_frame(data)) == [message, ping]
+    assert encode_frame([message, ping]) == data
     assert f"0x{message.base_check:08x}" in DOCUMENT
 
 
@@ -64,7 +69,15 @@ def test_every_key_is_in_the_messages_table(message: Message) -> None:
     if tag in ("ping", "pong"):
         documented.remove("pk" if tag == "ping" else "rt")
     fields = msgpack.unpackb(encode(message))
-    assert ["v", "t", *documented] == list(fields)
+    assert ["t", *documented] == list(fields)
+
+
+def test_the_bounds_of_a_frame_are_the_codes() -> None:
+    assert f"version {VERSION}" in DOCUMENT
+    section = DOCUMENT.split("## Encoding")[1].split("### HELLO")[0]
+    for bound in (MAX_MESSAGE_BYTES, MAX_FRAME_MESSAGES, MAX_PLAIN_BYTES):
+        assert f"{bound:,}" in section
+    assert f"above {MAX_PLAIN_BYTES:,} bytes are not read" in DOCUMENT
 
 
 def test_every_error_code_is_explained() -> None:

@@ -97,7 +97,7 @@ class Admission:
         """None: read it."""
         account = self._account(key, now)
         account.heard_ms = now
-        if now < account.quarantined_until_ms:
+        if self.is_quarantined(key, now):
             return Refusal.QUARANTINED
         # What is larger than any message is told so, by whoever decodes it, and counts against it.
         if self.max_bytes < num_bytes <= MAX_MESSAGE_BYTES:
@@ -146,6 +146,9 @@ class Admission:
         account = self._account(key, now)
         account.quarantined_until_ms = now + self.config.quarantine_ms
         account.reason, account.malformed = reason, 0.0
+
+    def is_quarantined(self, key: str, now: float) -> bool:
+        return now < self._account(key, now).quarantined_until_ms
 
     def answer(self, key: str, now: float) -> str | None:
         """What to say to a key in quarantine that goes on sending; None: nothing, too soon."""

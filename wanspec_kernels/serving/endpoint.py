@@ -29,8 +29,8 @@ from wanspec_kernels.wire import (
     Open,
     ProtocolError,
     UnsupportedVersion,
-    decode,
-    encode,
+    decode_frame,
+    encode_frame,
 )
 from wanspec_kernels.wire.addresses import binds_ipv6
 from wanspec_kernels.wire.keys import SILENT_MS, AllowList, Door, Secret
@@ -224,11 +224,10 @@ class Endpoint:
         if session is not None and session.key != key:
             # A routing id is free again once its owner has gone, for any enrolled key.
             self._drop(routing_id, "routing_id_reused")
-            session = None
         try:
             if len(frames) != 2:
                 raise ProtocolError(f"message: expected 1 frame, got {len(frames) - 1}")
-            message = decode(frames[1].bytes)
+            messages = decode_frame(frames[1].bytes)
         except UnsupportedVersion as error:
             self.refusals.add(self._name_of(key), f"version: {error}")
             self._send(routing_id, Error.of(ErrorCode.VERSION, error))
@@ -237,6 +236,16 @@ class Endpoint:
         except ProtocolError as error:
             self._on_malformed(routing_id, key, str(error), now)
             return
+        for message in messages:
+            if isinstance(message, ProtocolError):
+                self._on_malformed(routing_id, key, str(message), now)
+            else:
+                self._on_one(routing_id, key, message, now)
+            if self._admission.is_quarantined(key, now):
+                return  # the rest is not read
+
+    def _on_one(self, routing_id: bytes, key: str, message: Message, now: float) -> None:
+        session = self._sessions.get(routing_id)
         if isinstance(message, Hello):
             self._on_hello(routing_id, key, message, now)
         elif session is None:
@@ -351,7 +360,7 @@ class Endpoint:
     def _send(self, routing_id: bytes, message: Message) -> bool:
         if self._socket is None:
             return False
-        data = encode(message)
+        data = encode_frame([message])
         future = cast(
             "asyncio.Future[Any]",
             self._socket.send_multipart([routing_id, data], flags=zmq.NOBLOCK),

@@ -16,7 +16,17 @@ from wanspec_kernels.simulation.link import Carried, OneWay
 from wanspec_kernels.simulation.machine import Clock
 from wanspec_kernels.simulation.scenario import DrafterProfile
 from wanspec_kernels.simulation.traced import TracedProposer
-from wanspec_kernels.wire import Draft, Hello, Message, Open, Ping, Pong, decode, encode
+from wanspec_kernels.wire import (
+    Draft,
+    Hello,
+    Message,
+    Open,
+    Ping,
+    Pong,
+    ProtocolError,
+    decode_frame,
+    encode_frame,
+)
 
 VOCABULARY = bytes(32)
 HEARTBEAT_MS = 250.0
@@ -121,7 +131,9 @@ class Remote:
                 continue
             inbox, self._inbox = self._inbox, []
             for data in inbox:
-                self._send(self.up, self._answers(decode(data)), self._hear)
+                for message in decode_frame(data):
+                    assert not isinstance(message, ProtocolError)
+                    self._send(self.up, self._answers(message), self._hear)
             self._send_drafts()
             if not self.drafter.busy:
                 self._wake = self._env.event()
@@ -143,7 +155,7 @@ class Remote:
         if not unsent:
             return
         for draft in self.drafter.drafts(self._flow.allowance(unsent, now_us)):
-            self._flow.sent(len(encode(draft)), len(draft.token_ids), now_us)
+            self._flow.sent(len(encode_frame([draft])), len(draft.token_ids), now_us)
             self._send(self.up, [draft], self._hear)
         if self._flow.mark(now_us):
             self._send(self.up, [Ping(now_us, 0)], self._hear)
@@ -182,7 +194,7 @@ class Remote:
         self, way: OneWay, messages: Iterable[Message], deliver: Callable[[bytes], None]
     ) -> None:
         for message in messages:
-            data = encode(message)
+            data = encode_frame([message])
             carried = way.send(self._env.now, len(data))
             self._await(carried, partial(deliver, data))
 
@@ -206,10 +218,12 @@ class Remote:
 
     def _hear(self, data: bytes) -> None:
         """At the verifier."""
-        reaction = self.session.on_message(decode(data), self._clock.now_ms)
-        self._send(self.down, reaction.send, self._receive)
-        if reaction.draft is not None:
-            self._offer(reaction.draft)
+        for message in decode_frame(data):
+            assert not isinstance(message, ProtocolError)
+            reaction = self.session.on_message(message, self._clock.now_ms)
+            self._send(self.down, reaction.send, self._receive)
+            if reaction.draft is not None:
+                self._offer(reaction.draft)
 
     def _offer(self, draft: Draft) -> None:
         generation = self._generations.get(draft.request)

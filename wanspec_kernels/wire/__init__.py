@@ -1,7 +1,7 @@
 """The messages between verifier and drafter, and their limits. The authority is docs/protocol.md.
 
->>> decode(encode(Ping(clock_us=7, round_trip_us=0)))
-Ping(clock_us=7, round_trip_us=0)
+>>> [*decode_frame(encode_frame([Ping(clock_us=7, round_trip_us=0)]))]
+[Ping(clock_us=7, round_trip_us=0)]
 """
 
 from wanspec_kernels.tree import Expansion
@@ -12,11 +12,13 @@ from wanspec_kernels.wire.errors import (
     ProtocolError,
     UnsupportedVersion,
 )
+from wanspec_kernels.wire.frames import Frame, Packer, decode_frame, encode_frame, frames_of
 from wanspec_kernels.wire.limits import (
     MAX_COMMIT_TOKENS,
     MAX_DEPTH,
     MAX_DRAFT_NODES,
     MAX_DRAWS,
+    MAX_FRAME_MESSAGES,
     MAX_MESSAGE_BYTES,
     MAX_PLAIN_BYTES,
     MAX_PROMPT_TOKENS,
@@ -46,6 +48,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_DRAFT_NODES",
     "MAX_DRAWS",
+    "MAX_FRAME_MESSAGES",
     "MAX_MESSAGE_BYTES",
     "MAX_PLAIN_BYTES",
     "MAX_PROMPT_TOKENS",
@@ -60,11 +63,13 @@ __all__ = [
     "Error",
     "ErrorCode",
     "Expansion",
+    "Frame",
     "Hello",
     "LimitExceeded",
     "MalformedMessage",
     "Message",
     "Open",
+    "Packer",
     "Ping",
     "Pong",
     "ProtocolError",
@@ -72,5 +77,8 @@ __all__ = [
     "Welcome",
     "check_of",
     "decode",
+    "decode_frame",
     "encode",
+    "encode_frame",
+    "frames_of",
 ]

@@ -13,12 +13,7 @@ import msgpack
 from wanspec_kernels.tree import Expansion
 from wanspec_kernels.wire import limits
 from wanspec_kernels.wire.checks import shown
-from wanspec_kernels.wire.errors import (
-    LimitExceeded,
-    MalformedMessage,
-    ProtocolError,
-    UnsupportedVersion,
-)
+from wanspec_kernels.wire.errors import LimitExceeded, MalformedMessage, ProtocolError
 from wanspec_kernels.wire.messages import (
     Close,
     Commit,
@@ -36,20 +31,14 @@ MAX_FIELDS = 16
 EXPANSION_HEAD = Struct("<hHH")  # parent, number of draws, size of the support
 
 
-def encode(message: Message, max_bytes: int = limits.MAX_MESSAGE_BYTES) -> bytes:
-    """The bytes of a message; `max_bytes` is what the peer reads (WELCOME says so).
-
-    Raises:
-        LimitExceeded: the message is larger than `max_bytes`.
-    """
+def encode(message: Message) -> bytes:
+    """The bytes of a message, as a frame carries them."""
     form = _FORMS_BY_CLASS[type(message)]
-    fields: dict[str, Any] = {"v": limits.VERSION, "t": form.tag}
+    fields: dict[str, Any] = {"t": form.tag}
     for key, name, shape in form.fields:
         value = getattr(message, name)
         fields[key] = value if shape is None else shape.pack(value)
     data: bytes = msgpack.packb(fields)
-    if len(data) > max_bytes:
-        raise LimitExceeded(f"message: expected at most {max_bytes} bytes, got {len(data)}")
     return data
 
 
@@ -63,13 +52,8 @@ def decode(data: bytes) -> Message:
         raise LimitExceeded(
             f"message: expected at most {limits.MAX_MESSAGE_BYTES} bytes, got {len(data)}"
         )
-    fields = _unpack_map(data)
-    version = fields.pop("v", None)
-    if type(version) is not int:
-        raise MalformedMessage(f"v: expected a version, got {shown(version)}")
-    if version != limits.VERSION:
-        raise UnsupportedVersion(f"v: expected {limits.VERSION}, got {version}")
-    tag = fields.pop("t", None)
+    fields = unpack_map("message", data, "t")
+    tag = fields.pop("t")
     form = _FORMS.get(tag) if isinstance(tag, str) else None
     if form is None:
         raise MalformedMessage(f"t: expected one of {', '.join(_FORMS)}, got {shown(tag)}")
@@ -82,7 +66,8 @@ def decode(data: bytes) -> Message:
     return form.message(*values)
 
 
-def _unpack_map(data: bytes) -> dict[str, Any]:
+def unpack_map(what: str, data: bytes, key: str) -> dict[str, Any]:
+    """A flat msgpack map that has `key`, the one that is read before all others."""
     try:
         fields = msgpack.unpackb(
             data,
@@ -94,26 +79,33 @@ def _unpack_map(data: bytes) -> dict[str, Any]:
             max_map_len=MAX_FIELDS,
             max_ext_len=0,
             ext_hook=_refuse_ext,
-            object_pairs_hook=_map,
+            object_pairs_hook=_MAPS[key],
         )
     except ProtocolError:
         raise
     except ValueError as error:
         reason = ascii(str(error) or type(error).__name__)
-        raise MalformedMessage(f"message: expected a msgpack map, got {reason}") from None
+        raise MalformedMessage(f"{what}: expected a msgpack map, got {reason}") from None
     if type(fields) is not dict:
-        raise MalformedMessage(f"message: expected a msgpack map, got {shown(fields)}")
+        raise MalformedMessage(f"{what}: expected a msgpack map, got {shown(fields)}")
     return fields
 
 
-def _map(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _map_with(key: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
     """Called for inner maps before outer ones, so that the first map of a bomb is also its last."""
-    fields = dict(pairs)
-    if "v" not in fields:
-        raise MalformedMessage("v: expected a version in every map, got none")
-    if len(fields) != len(pairs):
-        raise MalformedMessage("message: expected each key once, got one twice")
-    return fields
+
+    def read(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if key not in fields:
+            raise MalformedMessage(f"{key}: expected this key in every map, got none")
+        if len(fields) != len(pairs):
+            raise MalformedMessage("map: expected each key once, got one twice")
+        return fields
+
+    return read
+
+
+_MAPS = {key: _map_with(key) for key in ("v", "t")}
 
 
 def _refuse_ext(code: int, data: bytes) -> NoReturn:

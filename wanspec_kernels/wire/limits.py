@@ -1,9 +1,10 @@
 """Bounds of the wire. Both sides refuse what lies past them, sent or received."""
 
-VERSION = 2
+VERSION = 3
 
-MAX_MESSAGE_BYTES = 256 * 1024
-MAX_PLAIN_BYTES = 4096  # of a drafter's message without draws: HELLO, ERROR or a DRAFT of `match`
+MAX_MESSAGE_BYTES = 256 * 1024  # of one frame, with all the messages in it
+MAX_PLAIN_BYTES = 16 * 1024  # of a frame of several messages; without draws none is larger
+MAX_FRAME_MESSAGES = 256
 MAX_TEXT_BYTES = 1024  # of one string, in UTF-8
 VOCABULARY_BYTES = 32
 

@@ -14,7 +14,7 @@ import zmq
 from tests.wire.keys import serve
 from tests.wire.keys.key_folder import new_key
 from wanspec_kernels.probing.frames import Frame
-from wanspec_kernels.wire import Hello, Ping, encode
+from wanspec_kernels.wire import Hello, Ping, encode_frame
 from wanspec_kernels.wire.keys import Secret, secure_client
 
 WAIT_MS = 20_000
@@ -53,7 +53,7 @@ class Server:
 
     def is_served(self, dealer: zmq.Socket[bytes], message: object = None) -> bool:
         """Does it answer? A PING without a HELLO is answered by an ERROR."""
-        asked = encode(message or Ping(1, 0))
+        asked = encode_frame([message or Ping(1, 0)])
         dealer.send(asked if self.kind == "endpoint" else Frame(1, 1).encode(64))
         return bool(dealer.poll(WAIT_MS)) and self.process.poll() is None
 

@@ -16,6 +16,7 @@ from wanspec_kernels.engine.model.checks import check_batch, check_values
 from wanspec_kernels.engine.model.compiled import compiled_layers
 from wanspec_kernels.engine.model.graphs import PassGraphs
 from wanspec_kernels.engine.model.implementation import given_back_on_failure
+from wanspec_kernels.engine.model.merged import merge_projections
 from wanspec_kernels.engine.model.requirements import (
     UnsupportedModelError,
     head_dim,
@@ -48,7 +49,9 @@ class Target:
         """Take over a model, whichever attention it was loaded with.
 
         It runs tree attention from then on, in no other passes than those of `logits`. A small tree
-        is compared with the model's own attention first, which takes a few short passes.
+        is compared with the model's own attention first, which takes a few short passes. Then its
+        query, key and value projections, and those of gate and up, become one product each, in
+        place: `merge_projections` says which.
 
         `num_pages` of `page_size` slots, 16 or a larger power of two, serve all requests together.
         `max_length` bounds one request's tokens, its tree included; None is what pages and model
@@ -89,6 +92,7 @@ class Target:
         outgrown = [w for w in self._windows if w is not None and w < self.max_length]
         with given_back_on_failure(model):
             check_against_own(self, IMPLEMENTATION, min(outgrown, default=None))
+        merge_projections(model)  # A model that is refused is left as it came.
 
     @classmethod
     def load(
