@@ -21,8 +21,8 @@ from wanspec_kernels.wire import (
     Open,
     Ping,
     Welcome,
-    decode,
-    encode,
+    decode_frame,
+    encode_frame,
 )
 from wanspec_kernels.wire.sampling import Sampling
 
@@ -50,16 +50,17 @@ class Town:
         return peer, self.heard().get(peer, [])
 
     def say(self, name, message):
-        return self.exchange.receive(name.encode(), name, [encode(message)], self.now)
+        return self.exchange.receive(name.encode(), name, [encode_frame([message])], self.now)
 
     def heard(self):
         """By peer, but for heartbeats."""
         found = {}
         for outgoing in self.exchange.to_send(self.now):
-            message = decode(outgoing.data)
-            assert outgoing.messages == (message,)
-            if not isinstance(message, Ping):
-                found.setdefault(outgoing.peer, []).append(message)
+            messages = tuple(decode_frame(outgoing.frame.data))
+            assert outgoing.frame.messages == messages
+            heard = [message for message in messages if not isinstance(message, Ping)]
+            if heard:
+                found.setdefault(outgoing.peer, []).extend(heard)
         return found
 
     def open(self, number, sampling=None, **options):
@@ -115,6 +116,32 @@ def test_drafts_go_to_the_request_that_they_name():
     assert not town.say("near", town.draft(2))  # a duplicate brings nothing
     assert not town.say("near", guess(Random(1), PROMPT, 1.0, 6, request=77))
     assert town.exchange.counters["drafts_without_request"] == 1
+
+
+def test_a_frame_brings_drafts_of_many_requests_and_takes_commits_of_many():
+    town = Town()
+    texts = [town.open(number) for number in range(1, 9)]
+    town.join("near", seats=8)
+    frame = encode_frame([town.draft(number) for number in range(1, 9)])
+    assert town.exchange.receive(b"near", "near", [frame], town.now)
+    assert all(len(text.pool) for text in texts)
+    assert sum(text.bytes_received for text in texts) == pytest.approx(len(frame), abs=8)
+    for number in range(1, 9):
+        town.commit(number, 2)
+    (outgoing,) = town.exchange.to_send(town.now)
+    assert requests_of(outgoing.frame.messages, Commit) == set(range(1, 9))
+
+
+def test_a_bad_message_costs_the_others_of_its_frame_nothing():
+    town = Town()
+    text = town.open(1)
+    town.join("near")
+    good = encode_frame([town.draft(1)])
+    bad = encode_frame([Commit(1, 4, (5,), 0), town.draft(1)])
+    assert town.exchange.receive(b"near", "near", [bad], town.now)
+    assert len(text.pool)
+    assert not town.exchange.receive(b"near", "near", [good, good], town.now)
+    assert town.exchange.counters["malformed"] == 2
 
 
 def test_no_seat_is_given_twice_and_a_free_one_is_given_on():

@@ -28,9 +28,9 @@ from wanspec_kernels.wire import (
     Open,
     ProtocolError,
     UnsupportedVersion,
-    decode,
-    encode,
+    decode_frame,
 )
+from wanspec_kernels.wire.frames import Frame, Packer
 from wanspec_kernels.wire.sampling import Sampling
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,7 @@ class Outgoing:
     """A frame to send to a peer. If it cannot be sent, tell the exchange: `undelivered`."""
 
     peer: bytes
-    data: bytes
-    messages: tuple[Message, ...]
+    frame: Frame
 
 
 @dataclass(slots=True)
@@ -209,14 +208,16 @@ class Exchange:
         outbox, self._outbox = self._outbox, {}
         found = []
         for peer, messages in outbox.items():
+            packer = Packer()
             for message in messages:
-                data = encode(message)
-                self.counters["sent"] += 1
-                self.counters["bytes_sent"] += len(data)
+                num_bytes = packer.add(message)
                 text = self.texts.get(getattr(message, "request", None) or -1)
                 if text is not None:
-                    text.bytes_sent += len(data)
-                found.append(Outgoing(peer, data, (message,)))
+                    text.bytes_sent += num_bytes
+            for frame in packer.frames():
+                self.counters["sent"] += 1
+                self.counters["bytes_sent"] += len(frame.data)
+                found.append(Outgoing(peer, frame))
         return found
 
     def undelivered(self, outgoing: Outgoing, now: float, *, is_gone: bool = False) -> None:
@@ -225,7 +226,7 @@ class Exchange:
         session = self._sessions.get(outgoing.peer)
         if session is None:
             return
-        for message in outgoing.messages:
+        for message in outgoing.frame.messages:
             session.failed(message, now)
         if is_gone:
             self._drop(outgoing.peer, "disconnected")
@@ -235,7 +236,10 @@ class Exchange:
         self._drop(peer, "disconnected")
 
     def receive(self, peer: bytes, key: str, frames: Sequence[bytes], now: float) -> bool:
-        """A message came of a peer that holds this enrolled key; whether it brought a draft."""
+        """A frame came of a peer that holds this enrolled key; whether a draft in it adds anything.
+
+        `frames` are the parts of the carrier's message, of which there should be one.
+        """
         session = self._sessions.get(peer)
         if session is not None and session.key != key:
             # A routing id is free again once its owner has gone, for any enrolled key.
@@ -244,7 +248,7 @@ class Exchange:
         try:
             if len(frames) != 1:
                 raise ProtocolError(f"message: expected 1 frame, got {len(frames)}")
-            message = decode(frames[0])
+            messages = decode_frame(frames[0])
         except UnsupportedVersion as error:
             self.turn_away(self.name_of(key), f"version: {error}")
             self._say(peer, Error.of(ErrorCode.VERSION, error))
@@ -253,24 +257,41 @@ class Exchange:
         except ProtocolError as error:
             self._on_malformed(peer, key, str(error), now)
             return False
+        drafted: list[DraftedText] = []
+        brings = False
+        num_messages = 0
+        for message in messages:
+            num_messages += 1
+            if isinstance(message, ProtocolError):
+                self._on_malformed(peer, key, str(message), now)
+            elif isinstance(message, Draft) and session is not None and session.ready:
+                brings |= self._on_draft(session, message, drafted, now)
+            else:
+                self._on_message(peer, key, message, now)
+                session = self._sessions.get(peer)
+            if self.admission.is_quarantined(key, now):
+                break  # The rest is not read.
+        for text in drafted:
+            text.bytes_received += len(frames[0]) // num_messages
+        return brings
+
+    def _on_message(self, peer: bytes, key: str, message: Message, now: float) -> None:
         if isinstance(message, Hello):
             self._on_hello(peer, key, message, now)
-            return False
+            return
+        session = self._sessions.get(peer)
         if session is None:
             self.counters["before_hello"] += 1
             if not isinstance(message, Error):
                 reason = f"expected HELLO first, got {type(message).__name__}"
                 self._say(peer, Error.of(ErrorCode.UNEXPECTED, reason))
-            return False
+            return
         reaction = session.on_message(message, now)
         self._say(peer, *reaction.send)
         if reaction.malformed:
             self._on_malformed(peer, key, reaction.malformed, now)
         if isinstance(message, Error | Close):
             self._must_assign = True
-        if reaction.draft is None:
-            return False
-        return self._on_draft(session, reaction.draft, len(frames[0]), now)
 
     def refused(self, peer: bytes, key: str, refusal: Refusal, now: float) -> None:
         """`admission` did not let a message pass."""
@@ -396,12 +417,15 @@ class Exchange:
         self._say(peer, *session.tick(now))
         self._must_assign = True
 
-    def _on_draft(self, session: Session, draft: Draft, num_bytes: int, now: float) -> bool:
+    def _on_draft(
+        self, session: Session, draft: Draft, drafted: list[DraftedText], now: float
+    ) -> bool:
+        session.on_message(draft, now)  # It was heard.
         text = self.texts.get(draft.request)
         if text is None:
             self.counters["drafts_without_request"] += 1
             return False
-        text.bytes_received += num_bytes
+        drafted.append(text)
         outcome = text.offer(session.source, draft, now)
         self._keeping_up[session.source].observe(outcome.kind)
         self.events.emit(

@@ -114,7 +114,9 @@ class DrafterSocket:
         for outgoing in self.exchange.to_send(now):
             future = cast(
                 "asyncio.Future[Any]",
-                self._socket.send_multipart([outgoing.peer, outgoing.data], flags=zmq.NOBLOCK),
+                self._socket.send_multipart(
+                    [outgoing.peer, outgoing.frame.data], flags=zmq.NOBLOCK
+                ),
             )
             error = future.exception()  # With NOBLOCK it is done already.
             if error is not None:
