@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from tests.test_text_stream import KINDS, texts, tokenizer_of
 from wanspec_kernels.engine.output_text import OutputText
-from wanspec_kernels.engine.request import Request
 from wanspec_kernels.engine.statistics import Statistics
 from wanspec_kernels.engine.stops import StopStrings
 from wanspec_kernels.engine.stream import Stream, Token
@@ -80,8 +79,3 @@ def test_texts_cut_into_tokens_and_passes(kind: str, text: str, random: Random) 
     before = before.removesuffix(REPLACEMENT)
     assert not has_stop or kind != "byte-level" or not until_stop(before, stops)[1]
     assert has_stop or given == token_ids
-
-
-def test_an_empty_stop_string_is_refused() -> None:
-    with pytest.raises(ValueError, match="stop: expected strings of at least one character"):
-        Request((1,), 5, stop=("a", ""))
