@@ -313,7 +313,7 @@ class Scheduler:
             sequence.statistics.waited_ms += now - sequence.ready_ms
 
     def verdict(
-        self, verdicts: Many[Verdict], now: float, *, ended: float | None = None
+        self, verdicts: Many[Verdict], now: float, *, ended_ms: float | None = None
     ) -> list[Event]:
         """The pass under way has ended, at `now` if it is not said when.
 
@@ -328,7 +328,7 @@ class Scheduler:
         if [verdict.request for verdict in verdicts] != expected:
             raise ValueError(f"verdict: expected those of {expected}, got others")
         self._running = None
-        pass_ms = (now if ended is None else ended) - running.began_ms
+        pass_ms = (now if ended_ms is None else ended_ms) - running.began_ms
         self.times.observe(running.plan.num_rows, running.context, pass_ms)
         events: list[Event] = []
         for part in running.plan.parts:
@@ -432,7 +432,7 @@ class Scheduler:
             if sequence.unread:
                 page_end = sequence.num_written + self.pages.page_size
                 page_end -= page_end % self.pages.page_size
-                if any(reads_the_same(other, sequence, page_end) for other in readers):
+                if any(_reads_the_same(other, sequence, page_end) for other in readers):
                     continue
                 readers.append(sequence)
             read = min(sequence.unread, left)
@@ -589,7 +589,7 @@ class Scheduler:
         return Finished(sequence.number, sequence.finish_reason)
 
 
-def reads_the_same(reader: Sequence, sequence: Sequence, page_end: int) -> bool:
+def _reads_the_same(reader: Sequence, sequence: Sequence, page_end: int) -> bool:
     """The page that a request would read next is one that another reads now."""
     return (
         reader.num_written < page_end < min(len(reader.token_ids), len(sequence.token_ids))
