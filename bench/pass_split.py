@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 
 PRODUCT_NAMES = ("gemm", "gemv", "nvjet", "cutlass", "splitk")
 # A layer's products since its attention, and what stands behind each until the next one.
-PRODUCTS = ("attention's output", "gate", "up", "down", "query", "key", "value")
-BEHIND = ("attention", "norms", "activation", "activation", "norms", "rotary", "rotary", "rotary")
+PRODUCTS = ("attention's output", "gate and up", "down", "query, key and value")
+BEHIND = ("attention", "norms", "activation", "norms", "rotary")
 FIRST = PRODUCTS.index("down") + 1  # a pass begins with the norm before the first layer's query
 
 

@@ -91,16 +91,16 @@ def test_a_case_accepts_its_depth(mode: str, rule: str) -> None:
 
 LAYER = (
     ["reduce_kernel", "elementwise_kernel"]  # norm
-    + ["nvjet_sm90_q", "gemvx::kernel", "nvjet_sm90_v_splitK", "cublasLt::splitKreduce_kernel"]
+    + ["nvjet_sm90_qkv_splitK", "cublasLt::splitKreduce_kernel"]
     + ["CatArrayBatchedCopy", "write_kernel", "tree_attention_kernel", "merge_splits_kernel"]
-    + ["nvjet_sm90_o", "triton_red_fused_add", "nvjet_sm90_gate", "silu_kernel", "nvjet_sm90_up"]
+    + ["nvjet_sm90_o", "triton_red_fused_add", "nvjet_sm90_gate_up", "silu_kernel"]
     + ["elementwise_kernel", "nvjet_sm90_down", "elementwise_kernel"]
 )
 PARTS = (
     ["norms"] * 2
-    + ["query", "key", "value", "value"]
+    + ["query, key and value"] * 2
     + ["rotary", "key and value pages", "attention", "attention"]
-    + ["attention's output", "norms", "gate", "activation", "up", "activation", "down", "norms"]
+    + ["attention's output", "norms", "gate and up", "activation", "activation", "down", "norms"]
 )
 
 

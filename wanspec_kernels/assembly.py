@@ -12,10 +12,16 @@ from drafter.home import HomeDrafter
 from drafter.model import DraftModel
 from wanspec_kernels.control.policies import ExpectedGain
 from wanspec_kernels.control.policy import Policy
+from wanspec_kernels.drafts.exchange import Exchange
+from wanspec_kernels.engine.engine import Engine
 from wanspec_kernels.engine.interfaces import TargetModel
 from wanspec_kernels.engine.model import Capacity, CaptureError, Target, TreeDecoder
+from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.request import Limits
+from wanspec_kernels.engine.runner import Runner
+from wanspec_kernels.engine.scheduler import Scheduler, SchedulerLimits
 from wanspec_kernels.models import resolve_device, resolve_model
+from wanspec_kernels.serving.drafters import DrafterSocket, now_ms
 from wanspec_kernels.serving.service import ServiceConfig, VerifierService
 from wanspec_kernels.wire.keys import AllowList, Secret
 from wanspec_kernels.wire.vocabulary import format_fingerprint
@@ -80,6 +86,49 @@ class Pair:
 
     def decoder(self) -> TreeDecoder:
         return TreeDecoder(self.target)
+
+    def engine(
+        self,
+        *,
+        bind: str | None = None,
+        secret: Secret | None = None,
+        allowed: AllowList | None = None,
+        max_rows: int = 64,
+        max_requests: int = 256,
+        home: bool = True,
+    ) -> Engine:
+        """An engine over the target; drafters in `allowed` may dial in at `bind`, if one is given.
+
+        Args:
+            max_rows: of the tree of one request.
+            max_requests: of one pass.
+            home: whether the draft model beside the target drafts, if there is one.
+        """
+        limits = Limits(max_rows=max_rows, max_length=self.target.max_length)
+        exchange = Exchange(
+            vocabulary=self.target.vocabulary, vocab_size=self.target.vocab_size, now=now_ms()
+        )
+        drafters = None
+        if bind is not None:
+            if secret is None or allowed is None:
+                raise ValueError("bind: expected the verifier's secret and an allow-list with it")
+            drafters = DrafterSocket(bind, exchange=exchange, secret=secret, allowed=allowed)
+        with_home = home and self.home is not None
+        scheduler = Scheduler(
+            vocab_size=self.target.vocab_size,
+            pages=PageBook(self.target.cache.num_pages, self.target.cache.page_size),
+            limits=limits,
+            batch=SchedulerLimits(max_batch=max_requests),
+            exchange=exchange,
+            home=with_home,
+        )
+        return Engine(
+            scheduler,
+            Runner(self.target),
+            home=HomeDrafter(self.home) if with_home and self.home is not None else None,
+            drafters=drafters,
+            tokenizer=self.target.tokenizer,
+        )
 
     def service(
         self,

@@ -30,6 +30,7 @@ class TextStream:
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._token_ids: list[int] = []
         self._num_shown = 0  # characters of what they decode to
+        self.is_holding = False  # Text of these tokens was not returned yet.
 
     def push(self, token_id: int) -> str:
         """The text that this token makes readable; may be empty."""
@@ -38,9 +39,11 @@ class TextStream:
             return ""
         self._token_ids.append(token_id)
         if BYTE.fullmatch(token):
+            self.is_holding = True
             return ""
         text = self._decode()
         new = text[self._num_shown : _settled(text)]
+        self.is_holding = _settled(text) < len(text)
         self._num_shown += len(new)
         if len(self._token_ids) > 2 * CONTEXT:
             # The bytes that the last character may be waiting for are still decoded with it.
@@ -51,7 +54,7 @@ class TextStream:
     def flush(self) -> str:
         """What was held back, now that the text has ended. The next token begins another text."""
         new = self._decode()[self._num_shown :]
-        self._token_ids, self._num_shown = [], 0
+        self._token_ids, self._num_shown, self.is_holding = [], 0, False
         return new
 
     def _decode(self) -> str:

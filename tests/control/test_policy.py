@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wanspec_kernels.control.estimates import Estimates, Pace
+from wanspec_kernels.control.estimates import Estimates
 from wanspec_kernels.control.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
 from wanspec_kernels.control.policy import Arrival, DraftAtHome, Verify, View, Wait
 
@@ -309,15 +309,3 @@ def test_home_drafts_that_are_no_measure_do_not_put_off_another_try():
         estimates.observe_home(6.0, 1, reads=True)
         estimates.observe_pass(30.0, 4, 2)
     assert estimates.home_pass_ms < 4.0
-
-
-def test_a_pace_follows_replies_and_takes_no_pause_for_a_pace():
-    pace = Pace()
-    for i in range(200):
-        pace.replied(40.0 + (i % 2) * 10)
-        pace.heard(6.0 * i, max_gap_ms=30.0)
-    assert pace.reply_ms == pytest.approx(45.0, abs=3.0)
-    assert pace.reply_deviation_ms == pytest.approx(5.0, abs=1.5)
-    assert pace.every_ms == pytest.approx(6.0)
-    pace.heard(6.0 * 199 + 900.0, max_gap_ms=30.0)
-    assert pace.every_ms == pytest.approx(6.0)

@@ -1,6 +1,7 @@
 import pytest
 
 from tests.drafts.test_verifier_session import commit, deliver, greeted, running
+from wanspec_kernels.drafts.sources import Sources
 from wanspec_kernels.drafts.usefulness import PASSES_JUDGED, Usefulness
 from wanspec_kernels.wire import Commit, Open
 
@@ -55,19 +56,20 @@ def test_when_another_leaves_or_brings_no_more_all_is_asked_for_again():
 
 
 def test_the_drafter_is_opened_anew_and_kept_up_to_date_until_then():
-    session, generation = greeted(), running()
-    generation.enrol(session.source)
-    deliver(session, generation, 0.0)
+    session, sources = greeted(), Sources()
+    text = running(sources=sources)
+    text.enrol(session.source, "near")
+    deliver(session, text, 0.0)
     for _ in range(PASSES_JUDGED):
-        generation.estimates.usefulness.enrol(7)
-        generation.estimates.usefulness.observe([7])
-    commit(generation, [4])
-    (message,) = deliver(session, generation, 10.0)  # OPENs follow each other slowly
+        sources.usefulness.enrol(7)
+        sources.usefulness.observe([7])
+    commit(text, [4])
+    (message,) = deliver(session, text, 10.0)  # OPENs follow each other slowly
     assert isinstance(message, Commit)
-    commit(generation, [5])
-    (message,) = deliver(session, generation, 300.0)
+    commit(text, [5])
+    (message,) = deliver(session, text, 300.0)
     assert isinstance(message, Open)
     assert (message.max_nodes, len(message.token_ids)) == (8, 5)
-    commit(generation, [6])
-    (message,) = deliver(session, generation, 310.0)
+    commit(text, [6])
+    (message,) = deliver(session, text, 310.0)
     assert isinstance(message, Commit)

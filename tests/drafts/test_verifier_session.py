@@ -1,9 +1,9 @@
 import pytest
 
 from tests.serving.fake_models import VOCAB_SIZE
+from wanspec_kernels.drafts.drafted_text import DraftedText
 from wanspec_kernels.drafts.session import Session, SessionConfig, State
-from wanspec_kernels.engine.generation import Generation
-from wanspec_kernels.engine.request import Request
+from wanspec_kernels.drafts.sources import Sources
 from wanspec_kernels.wire import (
     Close,
     Commit,
@@ -17,6 +17,7 @@ from wanspec_kernels.wire import (
     Welcome,
     check_of,
 )
+from wanspec_kernels.wire.sampling import Sampling
 
 OURS, THEIRS = bytes(range(32)), bytes(range(1, 33))
 PROMPT = (1, 2, 3)
@@ -34,20 +35,19 @@ def greeted(now=0.0, **options):
     return session
 
 
-def running(prompt=PROMPT):
-    generation = Generation(Request(9, prompt, 50), vocab_size=VOCAB_SIZE)
-    generation.start(0.0)
-    return generation
+def running(prompt=PROMPT, number=9, sources=None):
+    sources = sources or Sources()
+    return DraftedText(number, prompt, Sampling(), vocab_size=VOCAB_SIZE, sources=sources, now=0.0)
 
 
-def commit(generation, tokens):
+def commit(text, tokens):
     for token in tokens:
-        generation.pass_finished([token], [], 0.0)
+        text.commit([token], [], 0.0)
 
 
-def deliver(session, generation, now=0.0):
+def deliver(session, text, now=0.0):
     """Send what is due; what was sent."""
-    messages = session.update(generation, now)
+    messages = session.update(text, now)
     for message in messages:
         session.sent(message, now)
     return messages
@@ -78,75 +78,75 @@ def test_hello_comes_first():
 
 
 def test_open_once_then_commits_that_follow_each_other():
-    session, generation = greeted(), running()
-    (opened,) = deliver(session, generation)
+    session, text = greeted(), running()
+    (opened,) = deliver(session, text)
     assert isinstance(opened, Open)
     assert (opened.request, opened.token_ids, opened.max_nodes) == (9, PROMPT, 64)
-    assert deliver(session, generation) == []
-    commit(generation, [4])
-    assert deliver(session, generation) == [Commit(9, 4, (4,), check_of((*PROMPT, 4)))]
-    commit(generation, [5, 6])
-    assert deliver(session, generation) == [Commit(9, 6, (5, 6), generation.check)]
+    assert deliver(session, text) == []
+    commit(text, [4])
+    assert deliver(session, text) == [Commit(9, 4, (4,), check_of((*PROMPT, 4)))]
+    commit(text, [5, 6])
+    assert deliver(session, text) == [Commit(9, 6, (5, 6), text.check)]
 
 
 def test_a_late_joiner_gets_the_whole_text():
-    generation = running()
-    commit(generation, [4, 5])
-    (opened,) = deliver(greeted(), generation)
+    text = running()
+    commit(text, [4, 5])
+    (opened,) = deliver(greeted(), text)
     assert opened.token_ids == (*PROMPT, 4, 5)
 
 
 def test_a_commit_that_could_not_be_sent_leads_to_a_new_open():
-    session, generation = greeted(), running()
-    deliver(session, generation, 0.0)
-    commit(generation, [4])
-    (lost,) = session.update(generation, 10.0)
+    session, text = greeted(), running()
+    deliver(session, text, 0.0)
+    commit(text, [4])
+    (lost,) = session.update(text, 10.0)
     session.failed(lost, 10.0)
     assert not session.knows(9)
-    commit(generation, [5])
-    assert session.update(generation, 20.0) == []  # not at once: the text is long
-    (opened,) = deliver(session, generation, 300.0)
+    commit(text, [5])
+    assert session.update(text, 20.0) == []  # not at once: the text is long
+    (opened,) = deliver(session, text, 300.0)
     assert opened.token_ids == (*PROMPT, 4, 5)
     assert session.counters["send_failed"] == 1
 
 
 @pytest.mark.parametrize("code", [ErrorCode.RESYNC, ErrorCode.UNKNOWN_REQUEST])
 def test_resync_leads_to_a_new_open(code):
-    session, generation = greeted(), running()
-    deliver(session, generation)
+    session, text = greeted(), running()
+    deliver(session, text)
     session.on_message(Error(code, "lost", 9), 50.0)
-    assert session.update(generation, 100.0) == []
-    assert isinstance(session.update(generation, 200.0)[0], Open)
+    assert session.update(text, 100.0) == []
+    assert isinstance(session.update(text, 200.0)[0], Open)
     # Asking again and again does not get the text each time.
     opens = 0
     for step in range(100):
         now = 200.0 + 10 * step
-        opens += len(deliver(session, generation, now))
+        opens += len(deliver(session, text, now))
         session.on_message(Error(code, "lost", 9), now)
     assert opens == 5
 
 
 @pytest.mark.parametrize("code", [ErrorCode.CAPACITY, "from the future"])
 def test_a_drafter_without_room_is_not_asked_for_a_while(code):
-    session, generation = greeted(), running()
-    deliver(session, generation)
+    session, text = greeted(), running()
+    deliver(session, text)
     session.on_message(Error(code, "full", 9), 10.0)
-    assert session.update(generation, 4000.0) == []
-    assert isinstance(session.update(generation, 5011.0)[0], Open)
+    assert session.update(text, 4000.0) == []
+    assert isinstance(session.update(text, 5011.0)[0], Open)
 
 
 def test_a_drafter_that_closed_a_request_is_not_asked_for_it_again():
-    session, generation = greeted(), running()
-    deliver(session, generation)
+    session, text = greeted(), running()
+    deliver(session, text)
     session.on_message(Close(9, "yielding"), 10.0)
-    assert session.update(generation, 1e9) == []
+    assert session.update(text, 1e9) == []
 
 
 def test_no_more_requests_than_it_serves():
     session = Session(1, "key", vocabulary=OURS, now=0.0)
     session.on_message(hello(max_requests=1), 0.0)
     deliver(session, running())
-    other = Generation(Request(10, PROMPT, 5), vocab_size=VOCAB_SIZE)
+    other = running(number=10)
     assert session.update(other, 0.0) == []
     assert session.close_request(9, "length") == [Close(9, "length")]
     assert isinstance(session.update(other, 0.0)[0], Open)
@@ -182,14 +182,14 @@ def test_ping_is_answered():
 
 
 def test_quarantine_is_said_once_and_then_silence():
-    session, generation = greeted(), running()
+    session, text = greeted(), running()
     (error,) = session.quarantine("expected tokens below 50, got 77")
     assert "below 50" in error.message
     draft = Draft(9, 3, check_of(PROMPT), (4,), (-1,))
     reaction = session.on_message(draft, 1.0)
     assert (reaction.send, reaction.draft) == ([], None)
     assert session.quarantine("again") == []
-    assert session.update(generation, 1.0) == []
+    assert session.update(text, 1.0) == []
     assert session.counters["ignored"] == 1
 
 
@@ -199,6 +199,6 @@ def test_what_a_drafter_does_not_send_is_malformed():
 
 
 def test_opens_wait_after_a_quick_return():
-    session, generation = greeted(opens_after=200.0), running()
-    assert session.update(generation, 100.0) == []
-    assert isinstance(session.update(generation, 200.0)[0], Open)
+    session, text = greeted(opens_after=200.0), running()
+    assert session.update(text, 100.0) == []
+    assert isinstance(session.update(text, 200.0)[0], Open)

@@ -1,15 +1,17 @@
 """A scheduler driven through random events in virtual time, with a target that is a function."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 
 from tests.serving.fake_models import VOCAB_SIZE, continuation, guess, walk
-from wanspec_kernels.control.home import DraftAtHome
+from wanspec_kernels.control.home import PATIENCE_PASSES, DraftAtHome
 from wanspec_kernels.drafts.pool import Kind
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import PassPlan, Verdict
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.scheduler import (
+    MAX_HOME_PASSES,
     Committed,
     Event,
     Finished,
@@ -19,6 +21,16 @@ from wanspec_kernels.engine.scheduler import (
 
 PAGE_SIZE = 4
 SOURCES = (1, 2, 3)
+MAX_ROWS, CHUNK_ROWS = 30, 7
+STALL_MS = 40.0
+FIRST_GUESS_MS = 30.0  # of PassTimes
+LONGEST_PASS_MS = 5.0 + 0.2 * MAX_ROWS + STALL_MS
+
+
+def most_passes(request: Request) -> int:
+    """Until the oldest request has ended: each pass reads a chunk of its text or adds to it."""
+    length = len(request.token_ids) + request.max_tokens
+    return -(-length // CHUNK_ROWS) + request.max_tokens
 
 
 @dataclass
@@ -31,8 +43,9 @@ class Run:
     now: float = 0.0
     texts: dict[int, list[int]] = field(default_factory=dict)
     ended: dict[int, str] = field(default_factory=dict)
-    waits: list[float] = field(default_factory=list)  # of the idle target, with work at hand
     passes: int = 0
+    longest_wait_ms: float = 0.0  # of the idle target, with work at hand
+    reasons: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.rng = Random(self.seed)
@@ -41,10 +54,16 @@ class Run:
             vocab_size=VOCAB_SIZE,
             pages=self.pages,
             limits=Limits(max_rows=12, max_depth=8),
-            batch=SchedulerLimits(max_batch=5, max_rows=30, chunk_rows=7, max_queue=6),
+            batch=SchedulerLimits(
+                max_batch=5, max_rows=MAX_ROWS, chunk_rows=CHUNK_ROWS, max_queue=6
+            ),
             home=self.home,
         )
         self.requests: dict[int, Request] = {}
+        self._last_pass: dict[int, int] = {}  # by which each request has ended at the latest
+        self._submitted: dict[int, float] = {}
+        self._told: set[int] = set()  # who was cancelled or stopped: nothing more is committed
+        self._in_pass: frozenset[int] = frozenset()  # of the last pass that ended
         self._pass: tuple[float, PassPlan] | None = None  # when it ends
         self._drafting: tuple[float, DraftAtHome] | None = None
         self._arrivals = self.rng.randrange(3, 9)
@@ -52,6 +71,7 @@ class Run:
 
     def play(self) -> None:
         while self._arrivals or self.scheduler.sequences:
+            self._take(self.scheduler.ended(self.now))
             self._step()
             self._check()
             self._happen()
@@ -61,7 +81,7 @@ class Run:
         match action:
             case PassPlan():
                 if self._free_ms is not None:
-                    self.waits.append(self.now - self._free_ms)
+                    self._note_wait(self.now - self._free_ms)
                 self.scheduler.began(self.now)
                 self._pass = (self.now + self._pass_ms(action), action)
                 self._free_ms = None
@@ -69,18 +89,32 @@ class Run:
             case DraftAtHome():
                 self._drafting = (self.now + self.rng.choice((0.5, 1.0, 90.0)), action)
             case None:
-                if not self._pass and self.scheduler.num_active and self._free_ms is None:
+                if not self.scheduler.num_active:
+                    self._free_ms = None
+                elif not self._pass and self._free_ms is None:
                     self._free_ms = self.now
 
+    def _note_wait(self, ms: float) -> None:
+        """It may wait for remotes, and for each draft pass at home no longer than for two passes.
+
+        A pass is thought to take as long as those that have been seen.
+        """
+        target_ms = max(FIRST_GUESS_MS, LONGEST_PASS_MS)
+        at_home = PATIENCE_PASSES * MAX_HOME_PASSES if self.home else 0.0
+        assert ms <= (SchedulerLimits().max_wait_passes + at_home) * target_ms
+        self.longest_wait_ms = max(self.longest_wait_ms, ms)
+
     def _pass_ms(self, plan: PassPlan) -> float:
-        return 5.0 + 0.2 * plan.num_rows + self.rng.choice((0.0, 0.0, 0.0, 40.0))
+        return 5.0 + 0.2 * plan.num_rows + self.rng.choice((0.0, 0.0, 0.0, STALL_MS))
 
     def _happen(self) -> None:
         """Whatever comes next: by the clock, or by chance before it."""
         due = [at for at, _ in filter(None, (self._pass, self._drafting))]
         wake = self.scheduler.wake_at()
-        if wake is not None and not self._pass:
+        if wake is not None:
             due.append(wake)
+        # Whoever is there is waited for by something that has a time.
+        assert due or not self.scheduler.sequences
         until = min(due, default=self.now + 5.0)
         if self.rng.random() < 0.6:
             self.now += self.rng.random() * max(0.0, until - self.now)
@@ -96,9 +130,11 @@ class Run:
         kind = self.rng.random()
         if kind < 0.15 and self._arrivals:
             self._submit()
-        elif kind < 0.2 and self.scheduler.sequences:
+        elif kind < 0.17 and self.scheduler.sequences:
             number = self.rng.choice(list(self.scheduler.sequences))
-            self._take(self.scheduler.cancel(number, self.now))
+            end = self.rng.choice((self.scheduler.cancel, self.scheduler.stop))
+            self._take(end(number, self.now))
+            self._told.add(number)
         elif self.scheduler.sequences:
             sequence = self.rng.choice(list(self.scheduler.sequences.values()))
             source = self.rng.choice(SOURCES)
@@ -111,16 +147,19 @@ class Run:
 
     def _submit(self) -> None:
         self._arrivals -= 1
-        number = len(self.requests) + 1
         shared = [1, 2, 3, 4, 5, 6, 7, 8, 9][: self.rng.choice((0, 5, 9))]
         prompt = (
             *shared,
             *(self.rng.randrange(VOCAB_SIZE) for _ in range(self.rng.randrange(1, 30))),
         )
-        request = Request(number, prompt, self.rng.randrange(1, 30))
+        deadline_ms = self.rng.choice((None, None, None, self.rng.uniform(1.0, 900.0)))
+        request = Request(prompt, self.rng.randrange(1, 30), deadline_ms=deadline_ms)
+        number = self.scheduler.submit(request, self.now).number
         self.requests[number] = request
         self.texts[number] = []
-        self.scheduler.submit(request, self.now)
+        self._submitted[number] = self.now
+        others = [sequence.request for sequence in self.scheduler.sequences.values()]
+        self._last_pass[number] = self.passes + sum(map(most_passes, others))
 
     def _offer(self, number: int, source: int) -> None:
         sequence = self.scheduler.sequences[number]
@@ -135,6 +174,7 @@ class Run:
 
     def _end_pass(self, plan: PassPlan) -> None:
         self._pass = None
+        self._in_pass = frozenset(part.request for part in plan.parts)
         verdicts = []
         for part in plan.parts:
             sequence = self.scheduler.sequences[part.request]
@@ -165,13 +205,41 @@ class Run:
         for event in events:
             match event:
                 case Committed(request, token_ids):
+                    assert request not in self._told
                     self.texts[request] += token_ids
                 case Finished(request, reason):
                     assert request not in self.ended
                     self.ended[request] = reason
+                    self.reasons[reason] += 1
+                    assert self.passes <= self._last_pass[request]
+                    if reason == "deadline":
+                        self._check_deadline(request)
+
+    def _check_deadline(self, number: int) -> None:
+        """It ends when its time is up, or with the pass that it takes part in then."""
+        sequence_ms = self.requests[number].deadline_ms
+        assert sequence_ms is not None
+        late = self.now - (self._submitted[number] + sequence_ms)
+        assert -1e-6 <= late <= (LONGEST_PASS_MS if number in self._in_pass else 1e-6)
 
     def _check(self) -> None:
         held = {p for n in self.scheduler.sequences for p in self.pages.pages_of(n)}
         assert self.pages.num_free == self.num_pages - len(held)
+        # First come, first served: nobody holds pages whom a request that waits came before.
+        admitted = [n for n in self.scheduler.sequences if self.pages.pages_of(n)]
+        waiting = self.scheduler.sequences.keys() - admitted
+        assert max(admitted, default=0) < min(waiting, default=1 << 30)
         for number, text in self.texts.items():
             assert text == continuation(self.requests[number].token_ids, len(text))
+
+
+def play(seed: int, home: bool) -> Run:
+    """One schedule to its end, where every request has ended and every page is free."""
+    run = Run(seed, home)
+    run.play()
+    assert run.ended.keys() == run.requests.keys()
+    for number, reason in run.ended.items():
+        whole = len(run.texts[number]) == run.requests[number].max_tokens
+        assert whole == (reason == "length")
+    assert run.pages.num_free == run.num_pages
+    return run

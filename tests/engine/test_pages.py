@@ -54,6 +54,23 @@ def test_a_text_written_twice_is_indexed_once() -> None:
         book.begin(1, text)
 
 
+def test_pages_that_another_has_filled_meanwhile_take_the_place_of_ones_own() -> None:
+    book = PageBook(6, SIZE)
+    text = list(range(11))
+    for request in (1, 2):
+        assert book.begin(request, text) == 0
+        assert book.reserve(request, 11)
+    book.written(1, text[:9])
+    assert book.num_free == 0
+    assert book.adopt(2, text) == 8
+    assert book.num_free == 2
+    assert book.pages_of(2)[:2] == book.pages_of(1)[:2]
+    assert book.pages_of(2)[2] != book.pages_of(1)[2]
+    assert book.adopt(2, text) == 8
+    book.release(1)
+    assert book.num_free == 3
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_any_order_of_events_keeps_the_books(seed: int) -> None:
     """Nobody writes a page that another holds, and what is found holds the text it stands for."""
@@ -65,7 +82,7 @@ def test_any_order_of_events_keeps_the_books(seed: int) -> None:
     for number in range(400):
         kind = rng.random()
         if kind < 0.3 or not texts:
-            text = [rng.randrange(2) for _ in range(rng.randrange(1, 14))]
+            text = [rng.choice((0, 0, 0, 1)) for _ in range(rng.randrange(1, 14))]
             found = book.begin(number, text)
             for i, page in enumerate(book.pages_of(number)):
                 assert content[page] == tuple(text[: (i + 1) * SIZE])
@@ -86,6 +103,16 @@ def test_any_order_of_events_keeps_the_books(seed: int) -> None:
                 content[page] = tuple(text[: slot + 1])
             written[request] = len(text)
             book.written(request, text)
+        elif kind < 0.92:
+            request = rng.choice(list(texts))
+            text = texts[request]
+            count = len(book.pages_of(request))
+            # Its text may have grown past its pages where these had run out.
+            adopted = book.adopt(request, text[: count * SIZE])
+            assert len(book.pages_of(request)) == count
+            for i, page in enumerate(book.pages_of(request)[: adopted // SIZE]):
+                assert content[page] == tuple(text[: (i + 1) * SIZE])
+            written[request] = max(written[request], adopted)
         else:
             request = rng.choice(list(texts))
             book.release(request)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.engine.batches import Text, decode
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model
 from wanspec_kernels.engine.model import Target, TreeDecoder
+from wanspec_kernels.engine.model.capacity import ladder
 from wanspec_kernels.engine.plan import Part, PassPlan
 from wanspec_kernels.engine.runner import Runner
 from wanspec_kernels.kv_cache.pages import PageAllocator
@@ -214,6 +215,44 @@ def test_only_rows_that_decide_go_through_the_head(target: Target) -> None:
     finally:
         hook.remove()
     assert seen == [2]
+
+
+class Watched:
+    """A target after whose pass nothing may wait for the device."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._target, name)
+
+    def logits(self, *args: object, **options: object) -> torch.Tensor:
+        logits = self._target.logits(*args, **options)
+        torch.cuda.set_sync_debug_mode("error")
+        return logits
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("captured", [False, True], ids=["launched", "captured"])
+def test_a_launch_does_not_wait_for_the_pass(folder: Path, device: str, captured: bool) -> None:
+    target = Target.load(str(folder), device=device, dtype=torch.float32, num_pages=NUM_PAGES)
+    if captured:
+        target.capture(ladder((4, 16), max_batch=4, max_rows=16, max_nodes=16))
+    mask = np.full((2, (VOCAB_SIZE + 31) // 32), -1, dtype=np.int32)
+    parts = (
+        Part(0, 0, (4, 5, 6), HostTree((6, 7), (-1, 0)), (0,), SAMPLINGS[1], 2, mask),
+        Part(1, 0, (7, 8), None, (1,), Sampling()),
+        Part(2, 0, (), draw(Text(2, [5], SAMPLINGS[4], draw, 9), random.Random(0)), (2,),
+             SAMPLINGS[4]),
+    )  # fmt: skip
+    runner = Runner(Watched(target))
+    for _ in range(2):  # What is compiled at first use may wait.
+        try:
+            runner.launch(PassPlan(parts))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert len(runner.result()) == 2
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_under_way(target: Target) -> None:

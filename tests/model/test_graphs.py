@@ -21,7 +21,7 @@ from tests.tiny_models import make_tiny_model
 from tests.verify.cases import KERNELS
 from wanspec_kernels.attention import launch
 from wanspec_kernels.engine.model import Capacity, CaptureError, Target, TreeDecoder
-from wanspec_kernels.engine.model.capacity import PassBuffers, smallest_that_holds
+from wanspec_kernels.engine.model.capacity import PassBuffers, ladder, smallest_that_holds
 from wanspec_kernels.engine.model.compiled import compiled_layers
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.tree import DraftTree, HostTree
@@ -139,6 +139,22 @@ def test_the_smallest_capacity_that_holds() -> None:
         assert smallest_that_holds(capacities, tree) == expected
 
 
+def test_a_ladder_holds_every_batch_in_the_step_of_its_rows() -> None:
+    capacities = ladder((1, 4, 16, 64, 256), max_batch=8, max_rows=100, max_nodes=24)
+    assert [c.num_nodes for c in capacities] == [1, 4, 16, 64, 100]
+    rng = random.Random(0)
+    for _ in range(200):
+        sizes = [rng.choice((1, 3, rng.randint(1, 24))) for _ in range(rng.randint(1, 8))]
+        rows, found = sum(sizes), smallest_that_holds(capacities, random_trees(sizes, rng))
+        if rows > 100:
+            assert found is None
+        else:
+            assert found is not None
+            assert found.num_nodes == min(c.num_nodes for c in capacities if c.num_nodes >= rows)
+    for sizes in ([1] * 9, [25]):
+        assert smallest_that_holds(capacities, random_trees(sizes, rng)) is None
+
+
 @pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 0), (1, 4, 5), (1, 2000, 1025)])
 def test_a_capacity_that_cannot_be(numbers: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="Capacity: expected a batch from 1 on"):
@@ -204,6 +220,9 @@ class TestGraphs:
             launched = launched_padded(twin, buffers[capacity], *batch)
             torch.testing.assert_close(logits, launched, rtol=0, atol=1e-6 * scale)
             torch.testing.assert_close(target.logits(*batch), logits, rtol=0, atol=0)
+            rows = torch.randint(batch[0].num_nodes, (3,), dtype=torch.int32, device=device)
+            some = target.logits(*batch, rows=rows)
+            torch.testing.assert_close(some, logits[rows], rtol=0, atol=0)
 
     @pytest.mark.parametrize("backend", KERNELS)
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

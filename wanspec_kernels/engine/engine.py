@@ -3,16 +3,18 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import count
 from typing import Any, Protocol, TypeVar
 
 from wanspec_kernels.control.home import DraftAtHome, HomeJob
+from wanspec_kernels.engine.output_text import OutputText
 from wanspec_kernels.engine.plan import PassPlan, Verdict
 from wanspec_kernels.engine.request import Request
 from wanspec_kernels.engine.scheduler import Committed, Event, Finished, Scheduler
+from wanspec_kernels.engine.sequence import FinishReason
 from wanspec_kernels.engine.stream import Stream, Token
 from wanspec_kernels.wire import MAX_TREE_NODES, Draft, Open
 
@@ -20,11 +22,16 @@ logger = logging.getLogger(__name__)
 
 HOME_CLOSES_S = 1.0  # what a home drafter at work is given to end when the engine closes
 
+HOST_TIMES = 1024  # kept, of the last passes
+
 T = TypeVar("T")
 
 
 class PassRunner(Protocol):
-    """As `Runner`; both calls are made by one worker thread."""
+    """As `Runner`; both calls are made by one worker thread.
+
+    `launch` returns once the device has its work, and `result` waits for it.
+    """
 
     def launch(self, plan: PassPlan) -> None: ...
     def result(self) -> list[Verdict]: ...
@@ -40,29 +47,68 @@ class BatchDrafter(Protocol):
     def close(self, request: int) -> None: ...
 
 
+class Drafters(Protocol):
+    """As `serving.drafters.DrafterSocket`: what carries the messages of the scheduler's exchange.
+
+    All calls are made on the engine's loop. `on_draft` is set by the engine, and called after a
+    draft that adds something.
+    """
+
+    on_draft: Callable[[], None]
+
+    async def start(self) -> None: ...
+    def send(self) -> None: ...
+    async def close(self) -> None: ...
+
+
 class Engine:
     """Drives a scheduler: passes and drafts at home block a worker thread each.
 
-    Use as ``async with Engine(...) as engine: stream = engine.submit(...)``.
+    Between a verdict and the next launch the loop does no more than the scheduler asks for. Tokens
+    are turned into text and delivered while the device is at work.
+
+    Use as ``async with Engine(...) as engine: stream = engine.submit(Request(...))``.
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: PassRunner, *, home: BatchDrafter | None = None
+        self,
+        scheduler: Scheduler,
+        runner: PassRunner,
+        *,
+        home: BatchDrafter | None = None,
+        drafters: Drafters | None = None,
+        tokenizer: Any = None,
     ) -> None:
+        """With a `tokenizer` of transformers, tokens come with their text.
+
+        `drafters` carries messages between the scheduler's exchange and remote drafters; it is
+        started and closed with the engine.
+        """
         self.scheduler = scheduler
         self._runner = runner
         self._home = home
+        self._drafters = drafters
+        self._tokenizer = tokenizer
         self._known_at_home: set[int] = set()  # requests that it was told of
-        self._numbers = count(1)
         self._streams: dict[int, Stream] = {}
         self._wake = asyncio.Event()
         self._target_worker = ThreadPoolExecutor(1, "wanspec-target")
         self._home_worker = ThreadPoolExecutor(1, "wanspec-home")
-        self._passing: asyncio.Future[list[Verdict]] | None = None
+        self._launching: asyncio.Future[float] | None = None  # done when the device has its work
+        self._passing: asyncio.Future[tuple[list[Verdict], float]] | None = None
+        self._failed: BaseException | None = None  # by what a launch did
+        self._undelivered: list[tuple[Event, BaseException | None]] = []
+        # What the loop worked between a verdict and the next launch, without what it waited.
+        self.host_ms: deque[float] = deque(maxlen=HOST_TIMES)
+        self._host_s: float | None = None  # since the last verdict; None: launched
         self._drafting: asyncio.Future[dict[int, list[Draft] | None]] | None = None
         self._loop: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Engine":
+        """Raises OSError if the drafters' address cannot be bound."""
+        if self._drafters is not None:
+            self._drafters.on_draft = self._on_draft
+            await self._drafters.start()
         self._loop = asyncio.create_task(self._run(), name="engine")
         return self
 
@@ -82,51 +128,77 @@ class Engine:
             with suppress(asyncio.CancelledError):
                 await self._loop
             self._loop = None
+        self._deliver()
         for stream in list(self._streams.values()):
             stream.end("cancelled")
+        if self._drafters is not None:
+            self._drafters.send()  # CLOSE
+            await self._drafters.close()
         self._streams.clear()
         self._target_worker.shutdown(wait=False, cancel_futures=True)
         self._home_worker.shutdown(wait=False, cancel_futures=True)
 
-    def submit(self, request: Callable[[int], Request]) -> Stream:
-        """Queue a request; `request` makes it of the number that it is given.
+    def submit(self, request: Request) -> Stream:
+        """Queue a request.
 
         Raises:
             RefusedError: the queue is full, or the prompt can never fit.
-            ValueError: a value is out of range.
+            ValueError: a token is none of the target's, or there are stop strings and no tokenizer.
             RuntimeError: the engine is not running.
         """
         if self._loop is None or self._loop.done():
             raise RuntimeError("submit: expected a running engine, as by `async with Engine(...)`")
-        made = request(next(self._numbers))
-        sequence = self.scheduler.submit(made, _now_ms())
-        stream = self._streams[made.number] = Stream(sequence, self._cancel)
+        if request.stop and self._tokenizer is None:
+            raise ValueError("stop: expected an engine with a tokenizer, it has none")
+        sequence = self.scheduler.submit(request, _now_ms())
+        text = OutputText(self._tokenizer, request.stop) if self._tokenizer is not None else None
+        stream = self._streams[sequence.number] = Stream(
+            sequence.number, sequence.statistics, self._cancel, text
+        )
         self._wake.set()
         return stream
 
+    def _on_draft(self) -> None:
+        self.scheduler.offered(_now_ms())
+        if not self.scheduler.is_running:
+            self._wake.set()
+
     def _cancel(self, number: int) -> None:
-        self._deliver(self.scheduler.cancel(number, _now_ms()))
+        self._add(self.scheduler.cancel(number, _now_ms()))
         self._wake.set()
 
     async def _run(self) -> None:
         try:
             while True:
-                self._begin()
+                began_s = time.thread_time()
+                if self._take_results():
+                    self._host_s = 0.0
+                has_launched = self._begin()
+                if self._host_s is not None:
+                    self._host_s += time.thread_time() - began_s
+                    if has_launched:
+                        self.host_ms.append(self._host_s * 1000)
+                        self._host_s = None
+                if self._drafters is not None:
+                    self._drafters.send()
+                if self._launching is None or self._launching.done():
+                    self._deliver()
                 await self._wait()
-                self._take_results()
         except Exception as error:  # Ours is the fault, but nobody may wait for ever.
             logger.exception("the engine has failed")
             for stream in self._streams.values():
                 stream.end("failed", error)
             self._streams.clear()
 
-    def _begin(self) -> None:
-        """Start all that the scheduler wants run now."""
+    def _begin(self) -> bool:
+        """Start all that the scheduler wants run now; returns whether that is a pass."""
+        self._add(self.scheduler.ended(_now_ms()))
         while (action := self.scheduler.step(_now_ms())) is not None:
             match action:
                 case PassPlan():
-                    self.scheduler.began(_now_ms())
-                    self._passing = self._submit(self._target_worker, self._pass, action)
+                    worker = self._target_worker
+                    self._launching = self._submit(worker, _launch, self._runner, action)
+                    self._passing = self._submit(worker, _result, self._runner)
                 case DraftAtHome(jobs):
                     assert self._home is not None
                     new = {job.request for job in jobs} - self._known_at_home
@@ -135,6 +207,7 @@ class Engine:
                     self._drafting = self._submit(
                         self._home_worker, _draft, self._home, opens, jobs
                     )
+        return self._launching is not None and not self._launching.done()
 
     def _open_message(self, number: int) -> Open:
         sequence = self.scheduler.sequences[number]
@@ -143,48 +216,71 @@ class Engine:
 
     async def _wait(self) -> None:
         """Until a job has ended, something was submitted or offered, or the scheduler's timer."""
-        wake_ms = None if self.scheduler.is_running else self.scheduler.wake_at()
+        wake_ms = self.scheduler.wake_at()
         timeout = None if wake_ms is None else max(0.0, wake_ms - _now_ms()) / 1000
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
         self._wake.clear()
 
-    def _take_results(self) -> None:
-        if self._passing is not None and self._passing.done():
-            passing, self._passing = self._passing, None
-            error = passing.exception()
+    def _take_results(self) -> bool:
+        """Tell the scheduler what has ended; returns whether a pass has."""
+        passing, launching = self._passing, self._launching
+        if launching is not None and launching.done():
+            self._launching = None
+            error = launching.exception()
             if error is None:
-                self._deliver(self.scheduler.verdict(passing.result(), _now_ms()))
+                self.scheduler.began(launching.result())
+            else:
+                self._failed = error
+        has_verdict = passing is not None and passing.done()
+        if passing is not None and has_verdict:
+            self._passing = None
+            error = self._failed or passing.exception()
+            self._failed = None
+            if error is None:
+                verdicts, ended_ms = passing.result()
+                self._add(self.scheduler.verdict(verdicts, _now_ms(), ended=ended_ms))
             else:
                 logger.error("a pass of the target failed", exc_info=error)
-                self._deliver(self.scheduler.failed(_now_ms()), error)
+                self._add(self.scheduler.failed(_now_ms()), error)
         if self._drafting is not None and self._drafting.done():
             drafting, self._drafting = self._drafting, None
             drafts = drafting.result()
             self._known_at_home -= self._asked_of_home() - drafts.keys()
             self.scheduler.drafted(drafts, _now_ms())
+        return has_verdict
 
     def _asked_of_home(self) -> frozenset[int]:
         assert self.scheduler.home is not None
         return self.scheduler.home.asked
 
-    def _deliver(self, events: list[Event], error: BaseException | None = None) -> None:
-        for event in events:
+    def _add(self, events: list[Event], error: BaseException | None = None) -> None:
+        self._undelivered += [(event, error) for event in events]
+
+    def _deliver(self) -> None:
+        """Tell the streams what has happened; a stop string in their text ends a request."""
+        events, self._undelivered = self._undelivered, []
+        for event, error in events:
+            stream = self._streams.get(event.request)
             match event:
-                case Committed(number, token_ids, sources, verdict):
-                    logprobs = verdict.logprobs or (None,) * len(token_ids)
-                    for token in zip(token_ids, sources, logprobs, strict=False):
-                        self._streams[number].put(Token(*token))
+                case Committed() if stream is not None:
+                    if stream.put(_tokens_of(event)):
+                        self._end(stream, "stop")
+                        self._add(self.scheduler.stop(event.request, _now_ms()))
+                        self._wake.set()
                 case Finished(number, reason):
-                    self._streams.pop(number).end(reason, error)
+                    if stream is not None:
+                        self._end(stream, reason, error)
                     if self._home is not None and number in self._known_at_home:
                         self._known_at_home.discard(number)
                         self._home_worker.submit(_close, self._home, number)
 
-    def _pass(self, plan: PassPlan) -> list[Verdict]:
-        self._runner.launch(plan)
-        return self._runner.result()
+    def _end(
+        self, stream: Stream, reason: FinishReason, error: BaseException | None = None
+    ) -> None:
+        del self._streams[stream.number]
+        stream.end(reason, error)
 
     def _submit(
         self, worker: ThreadPoolExecutor, call: Callable[..., T], *args: Any
@@ -192,6 +288,25 @@ class Engine:
         job = asyncio.get_running_loop().run_in_executor(worker, call, *args)
         job.add_done_callback(lambda _: self._wake.set())
         return job
+
+
+def _tokens_of(event: Committed) -> Iterator[Token]:
+    # The verdict may go on after the text's end.
+    logprobs = event.verdict.logprobs or (None,) * len(event.token_ids)
+    return map(Token, event.token_ids, event.sources, logprobs)
+
+
+def _launch(runner: PassRunner, plan: PassPlan) -> float:
+    """In the worker's thread: when it took the pass up, after whatever was before it."""
+    began_ms = _now_ms()
+    runner.launch(plan)
+    return began_ms
+
+
+def _result(runner: PassRunner) -> tuple[list[Verdict], float]:
+    """In the worker's thread, which knows when the pass ended; the loop may be late."""
+    verdicts = runner.result()
+    return verdicts, _now_ms()
 
 
 def _draft(

@@ -103,6 +103,22 @@ class PageBook:
             held.last = block
             held.num_indexed += 1
 
+    def adopt(self, request: int, token_ids: Sequence[int]) -> int:
+        """Hold what others have written of this text meanwhile, in place of pages of its own.
+
+        Returns the slots that hold the text from its beginning on, as far as pages are shared.
+        """
+        held = self._held[request]
+        if held.last is not None:
+            for block in self._path(token_ids, held.last, held.num_indexed):
+                own = held.pages[held.num_indexed]
+                self._hold(block.page)
+                held.pages[held.num_indexed] = block.page
+                self._give_back(own)
+                held.last = block
+                held.num_indexed += 1
+        return held.num_indexed * self.page_size
+
     def release(self, request: int) -> None:
         """Take all pages of a request back; nothing if it holds none."""
         held = self._held.pop(request, None)
@@ -110,14 +126,16 @@ class PageBook:
             return
         # What lies deeper is freed, and so forgotten, first.
         for page in reversed(held.pages):
-            self._holders[page] -= 1
-            if not self._holders[page]:
-                self._free[page] = None
+            self._give_back(page)
 
-    def _path(self, token_ids: Sequence[int]) -> list[_Block]:
+    def _path(
+        self, token_ids: Sequence[int], block: _Block | None = None, depth: int = 0
+    ) -> list[_Block]:
+        """The blocks of a text below one of it, the root of all if none is given."""
         found: list[_Block] = []
-        block = self._root
-        for start in range(0, len(token_ids) - self.page_size + 1, self.page_size):
+        block = block or self._root
+        begin = depth * self.page_size
+        for start in range(begin, len(token_ids) - self.page_size + 1, self.page_size):
             below = block.below.get(tuple(token_ids[start : start + self.page_size]))
             if below is None:
                 break
@@ -128,6 +146,11 @@ class PageBook:
     def _hold(self, page: int) -> None:
         self._free.pop(page, None)
         self._holders[page] += 1
+
+    def _give_back(self, page: int) -> None:
+        self._holders[page] -= 1
+        if not self._holders[page]:
+            self._free[page] = None
 
     def _take(self) -> int:
         page = next(iter(self._free))

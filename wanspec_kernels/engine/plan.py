@@ -24,7 +24,7 @@ class Part:
     pages: tuple[int, ...]  # of the request, in order of its slots
     sampling: Sampling
     num_logprobs: int | None = None  # None: log-probabilities are not wanted.
-    bitmask: NDArray[np.int32] | None = None  # [tree's nodes, ceil(vocab / 32)], as xgrammar's
+    bitmask: NDArray[np.int32] | None = None  # as of `Grammar`
 
     def __post_init__(self) -> None:
         if not self.num_rows:

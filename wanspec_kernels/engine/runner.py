@@ -1,7 +1,8 @@
 """Runner: passes of a transformers model over the plans of a scheduler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,11 +29,12 @@ class Runner:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._pending: list[_Pending] | None = None
+        self._pending: Callable[[], list[_Pending]] | None = None
 
-    @torch.inference_mode()
     def launch(self, plan: PassPlan) -> None:
         """Start a pass over all parts of the plan.
+
+        On a CPU, which is this thread's own, `result` does the work.
 
         Raises:
             RuntimeError: the pass before has not been asked for its result.
@@ -43,6 +45,14 @@ class Runner:
             raise RuntimeError("launch: expected result() of the pass before it first")
         for part in plan.parts:
             self._check(part)
+        if self._target.device.type == "cpu":
+            self._pending = partial(self._start, plan)
+        else:
+            pending = self._start(plan)
+            self._pending = lambda: pending
+
+    @torch.inference_mode()
+    def _start(self, plan: PassPlan) -> "list[_Pending]":
         device = self._target.device
         tree = DraftTree.build([_layout(part) for part in plan.parts], device)
         context_lens = self._on_device([part.context_len for part in plan.parts])
@@ -51,13 +61,16 @@ class Runner:
         rows = None
         if any(part.prefix for part in plan.parts):
             rows = self._on_device(_logit_rows(plan.parts))
+        # Copies to the device wait for what it is at: all of them come before the pass.
+        trials = [self._trial(run) for run in _runs(decided)]
         logits = self._target.logits(tree, context_lens, page_table, rows=rows)
-        self._pending = []
+        pending = []
         start = 0
-        for run in _runs(decided):
-            end = start + sum(part.num_logits for part in run)
-            self._pending.append(self._verify(run, logits[start:end]))
+        for trial in trials:
+            end = start + trial.tree.num_nodes
+            pending.append(self._verify(trial, logits[start:end]))
             start = end
+        return pending
 
     def result(self) -> list[Verdict]:
         """Wait for the pass; a verdict for each part with a tree, in the order of the plan.
@@ -68,10 +81,9 @@ class Runner:
         if self._pending is None:
             raise RuntimeError("result: expected a launched pass, there is none")
         pending, self._pending = self._pending, None
-        return [verdict for each in pending for verdict in each.verdicts()]
+        return [verdict for each in pending() for verdict in each.verdicts()]
 
-    def _verify(self, parts: Sequence[Part], logits: Tensor) -> "_Pending":
-        """Judge trees of one rule, and move what was accepted of them."""
+    def _trial(self, parts: Sequence[Part]) -> "_Trial":
         device = self._target.device
         trees = [_tree_of(part) for part in parts]
         tree = DraftTree.build([(t.token_ids, t.parents) for t in trees], device)
@@ -80,34 +92,50 @@ class Runner:
             drawn = [t.expansions or () for t in trees]
             draws = Draws.build(drawn, tree, [t.replacement for t in trees])
         roots = [part.context_len + len(part.prefix) for part in parts]
-        root_slots = self._on_device(roots)
-        result = verify_tree(
+        return _Trial(
+            parts,
             tree,
-            logits,
-            _sampling_params([part.sampling for part in parts], device),
-            root_slots.long() + 1,
-            rule="match" if draws is None else "rejection",
-            draft=draws,
-            token_bitmask=self._bitmask(parts, logits),
+            draws,
+            sampling_params([part.sampling for part in parts], device),
+            self._on_device(roots),
+            self._page_table([part.pages for part in parts]),
+            self._bitmask(parts),
         )
-        page_table = self._page_table([part.pages for part in parts])
+
+    def _verify(self, trial: "_Trial", logits: Tensor) -> "_Pending":
+        """Judge trees of one rule, and move what was accepted of them."""
+        result = verify_tree(
+            trial.tree,
+            logits,
+            trial.sampling,
+            trial.root_slots.long() + 1,
+            rule="match" if trial.draws is None else "rejection",
+            draft=trial.draws,
+            token_bitmask=trial.bitmask,
+        )
         cache = self._target.cache
-        cache.compact(result.accepted_nodes, result.num_accepted, root_slots, page_table)
+        cache.compact(
+            result.accepted_nodes, result.num_accepted, trial.root_slots, trial.page_table
+        )
         columns = (result.status[:, None], result.num_accepted[:, None])
         packed = torch.cat((*columns, result.accepted_nodes, result.token_ids), 1)
-        return _Pending(parts, packed, _path_logprobs(parts, tree, logits, result))
+        logprobs = _path_logprobs(trial.parts, trial.tree, logits, result)
+        return _Pending(trial.parts, packed, logprobs)
 
-    def _bitmask(self, parts: Sequence[Part], logits: Tensor) -> Tensor | None:
+    def _bitmask(self, parts: Sequence[Part]) -> Tensor | None:
         if all(part.bitmask is None for part in parts):
             return None
-        words = (logits.shape[1] + 31) // 32
-        pieces = [
-            torch.full((part.num_logits, words), -1, dtype=torch.int32)
-            if part.bitmask is None
-            else torch.from_numpy(part.bitmask)
-            for part in parts
-        ]
-        return torch.cat(pieces).to(logits.device)
+        rows = sum(part.num_logits for part in parts)
+        # The head may be wider than the vocabulary; nothing is likely there.
+        width = self._target.head_width
+        bitmask = torch.full((rows, (width + 31) // 32), -1, dtype=torch.int32)
+        start = 0
+        for part in parts:
+            if part.bitmask is not None:
+                words = part.bitmask.shape[1]
+                bitmask[start : start + part.num_logits, :words] = torch.from_numpy(part.bitmask)
+            start += part.num_logits
+        return bitmask.to(self._target.device)
 
     def _page_table(self, pages: Sequence[Sequence[int]]) -> Tensor:
         width = max(map(len, pages))
@@ -134,6 +162,19 @@ class Runner:
                 f"request {part.request}: expected tokens of 0..{vocab_size - 1}, got "
                 f"{min(tokens)}..{max(tokens)}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Trees of one rule, and on the device all that judging them takes beside the logits."""
+
+    parts: Sequence[Part]
+    tree: DraftTree
+    draws: Draws | None
+    sampling: SamplingParams
+    root_slots: Tensor  # [parts], int32
+    page_table: Tensor  # [parts, widest]
+    bitmask: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +242,8 @@ def _has_draws(part: Part) -> bool:
     return _tree_of(part).expansions is not None
 
 
-def _sampling_params(samplings: Sequence[Sampling], device: torch.device) -> SamplingParams:
+def sampling_params(samplings: Sequence[Sampling], device: torch.device | str) -> SamplingParams:
+    """One value of each field for each request of a batch."""
     return SamplingParams.build(
         len(samplings),
         temperature=[s.temperature for s in samplings],

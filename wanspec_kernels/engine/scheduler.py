@@ -1,23 +1,28 @@
 """Scheduler: who runs in the next pass, with how many rows, and when it begins."""
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
 
-from wanspec_kernels.control.estimates import Estimates
 from wanspec_kernels.control.home import DraftAtHome, Home, HomeJob
 from wanspec_kernels.control.odds import Odds, Rate
 from wanspec_kernels.control.pass_times import PassTimes
 from wanspec_kernels.control.waiting import best_wait_ms
+from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.drafts.pool import HOME
 from wanspec_kernels.drafts.selection import Selection
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import Part, PassPlan, Verdict
-from wanspec_kernels.engine.request import Limits, Request
+from wanspec_kernels.engine.request import Limits, Request, check_bitmask
 from wanspec_kernels.engine.rows import Candidate, Chosen, choose_rows
 from wanspec_kernels.engine.sequence import FinishReason, Sequence, State
 from wanspec_kernels.wire import Draft
+
+logger = logging.getLogger(__name__)
 
 MAX_HOME_PASSES = 16  # between two passes of the target
 
@@ -73,7 +78,9 @@ class Scheduler:
     Where `step` has nothing to run, `wake_at` says when to ask again, if nothing happens before.
 
     When pages run out, who came last gives all of its own back, and comes back first, by reading
-    its text once more.
+    its text once more. So whoever came first goes on with each pass, and nobody starves: a request
+    has ended once there were as many passes as it and those before it, together, have chunks of
+    prompt and output, and tokens of output.
     """
 
     def __init__(
@@ -83,12 +90,12 @@ class Scheduler:
         pages: PageBook,
         limits: Limits | None = None,
         batch: SchedulerLimits | None = None,
-        estimates: Estimates | None = None,
+        exchange: Exchange | None = None,
         times: PassTimes | None = None,
         home: bool = False,
     ) -> None:
         self.pages = pages
-        self.estimates = estimates or Estimates()
+        self.exchange = exchange or Exchange(vocabulary=b"", vocab_size=vocab_size, now=0.0)
         self.times = times or PassTimes()
         self.sequences: dict[int, Sequence] = {}  # alive
         self.num_preempted = 0
@@ -100,6 +107,9 @@ class Scheduler:
         )
         self._batch = batch or SchedulerLimits()
         self._vocab_size = vocab_size
+        self._numbers = count(1)
+        self._deadlines: list[tuple[float, int]] = []  # a heap, with the requests' numbers
+        self._ended: list[Event] = []
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []  # in order of admission
         self._running: _Pass | None = None
@@ -126,17 +136,19 @@ class Scheduler:
 
     def wake_at(self) -> float | None:
         """When `step` should be called next, if nothing happens before; None: not at all."""
-        return self._wake_ms
+        while self._deadlines and self._deadlines[0][1] not in self.sequences:
+            heappop(self._deadlines)
+        times = [] if self._wake_ms is None or self.is_running else [self._wake_ms]
+        times += [at for at, _ in self._deadlines[:1]]
+        return min(times, default=None)
 
     def submit(self, request: Request, now: float) -> Sequence:
-        """Put a request at the end of the queue.
+        """Give a request a number and put it at the end of the queue.
 
         Raises:
             RefusedError: the queue is full, or the prompt can never fit.
-            ValueError: the number is in use, or a token is none of the target's.
+            ValueError: a token is none of the target's.
         """
-        if request.number in self.sequences:
-            raise ValueError(f"request {request.number}: expected a new number, it is in use")
         if len(self._waiting) >= self._batch.max_queue:
             raise RefusedError(f"queue: expected room for a request, {len(self._waiting)} wait")
         assert self._limits.max_length is not None
@@ -146,29 +158,60 @@ class Scheduler:
                 f"{self.pages.num_pages} pages of {self.pages.page_size} slots and the model's "
                 f"positions allow, got {len(request.token_ids)}"
             )
-        sequence = Sequence(
-            request,
-            vocab_size=self._vocab_size,
-            limits=self._limits,
-            estimates=self.estimates,
-            now=now,
+        if max(request.token_ids) >= self._vocab_size or min(request.token_ids) < 0:
+            raise ValueError(f"token_ids: expected tokens of 0..{self._vocab_size - 1}")
+        number = next(self._numbers)
+        text = self.exchange.open(
+            number,
+            request.token_ids,
+            request.sampling,
+            now,
+            max_depth=self._limits.max_depth,
+            max_source_nodes=self._limits.max_source_nodes,
+            ask=False,  # Those who wait take no drafter's seat.
         )
+        sequence = Sequence(request, text, limits=self._limits, now=now)
         if self.home is not None:
             sequence.pool.enrol(HOME)
-        self.sequences[request.number] = sequence
+        self.sequences[sequence.number] = sequence
+        if sequence.deadline_ms is not None:
+            heappush(self._deadlines, (sequence.deadline_ms, sequence.number))
         self._waiting.append(sequence)
         self._wake_ms = now
         return sequence
 
     def cancel(self, number: int, now: float) -> list[Event]:
-        """End a request: at once, or with the pass that it takes part in. Unknown ones are over."""
+        """End a request: at once, or with the pass that it takes part in. Unknown ones are over.
+
+        Nothing that this pass decides is committed.
+        """
+        return self._end(number, "cancelled", now)
+
+    def stop(self, number: int, now: float) -> list[Event]:
+        """As `cancel`, because its text has turned out to be complete."""
+        return self._end(number, "stop", now)
+
+    def ended(self, now: float) -> list[Event]:
+        """Who has ended since the last call without a verdict, such as by a deadline.
+
+        Ask before each `step`. Whose deadline passes in a pass ends with it.
+        """
+        while self._deadlines and self._deadlines[0][0] <= now:
+            sequence = self.sequences.get(heappop(self._deadlines)[1])
+            if sequence is not None and sequence.state is not State.RUNNING:
+                sequence.end("deadline")
+                self._ended.append(self._finish(sequence))
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _end(self, number: int, reason: FinishReason, now: float) -> list[Event]:
         sequence = self.sequences.get(number)
         if sequence is None:
             return []
         if sequence.state is State.RUNNING:
-            sequence.is_cancelled = True
+            sequence.ending = reason
             return []
-        sequence.end("cancelled")
+        sequence.end(reason)
         self._wake_ms = now
         return [self._finish(sequence)]
 
@@ -182,7 +225,7 @@ class Scheduler:
         if self._running is not None:
             return None
         self._wake_ms = None
-        self._admit()
+        self._admit(now)
         if not self._active:
             self._free_ms = None
             return None
@@ -200,7 +243,7 @@ class Scheduler:
         if until_ms is not None:
             self._wake_ms = until_ms
             return None
-        return self._begin(reading, deciding, chosen, context)
+        return self._begin(reading, deciding, chosen, context, now)
 
     def _draft(
         self, deciding: Many[Sequence], chosen: Chosen, context: int, now: float
@@ -265,9 +308,14 @@ class Scheduler:
         """The device has begun the pass that `step` gave out."""
         assert self._running is not None
         self._running.began_ms = now
+        for part in self._running.plan.parts:
+            sequence = self.sequences[part.request]
+            sequence.statistics.waited_ms += now - sequence.ready_ms
 
-    def verdict(self, verdicts: Many[Verdict], now: float) -> list[Event]:
-        """The pass under way has ended.
+    def verdict(
+        self, verdicts: Many[Verdict], now: float, *, ended: float | None = None
+    ) -> list[Event]:
+        """The pass under way has ended, at `now` if it is not said when.
 
         Raises:
             RuntimeError: none was under way.
@@ -280,20 +328,23 @@ class Scheduler:
         if [verdict.request for verdict in verdicts] != expected:
             raise ValueError(f"verdict: expected those of {expected}, got others")
         self._running = None
-        pass_ms = now - running.began_ms
+        pass_ms = (now if ended is None else ended) - running.began_ms
         self.times.observe(running.plan.num_rows, running.context, pass_ms)
         events: list[Event] = []
         for part in running.plan.parts:
-            self.sequences[part.request].num_written += len(part.prefix)
-            self.sequences[part.request].state = State.READY
+            sequence = self.sequences[part.request]
+            sequence.num_written += len(part.prefix)
+            sequence.state, sequence.ready_ms = State.READY, now
         tokens = 0
         for verdict in verdicts:
             events += self._commit(running, verdict, now)
             tokens += len(verdict.token_ids)
         for part in running.plan.parts:
             sequence = self.sequences[part.request]
-            if sequence.is_cancelled and not sequence.done:
-                sequence.end("cancelled")
+            if not sequence.done and sequence.ending is not None:
+                sequence.end(sequence.ending)
+            if not sequence.done and sequence.is_past_deadline(now):
+                sequence.end("deadline")
             if sequence.done:
                 events.append(self._finish(sequence))
             else:
@@ -301,7 +352,7 @@ class Scheduler:
                 self.pages.written(part.request, sequence.token_ids[: sequence.num_written])
         assert self._free_ms is not None
         self._rate.observe(tokens, len(verdicts), now - self._free_ms)
-        self.estimates.observe_pass(pass_ms, 0, 0)
+        self.exchange.sources.round_ms = self.times.ms(running.plan.num_rows, running.context)
         self._free_ms = now if self._active else None
         self._wake_ms = now
         return events
@@ -314,7 +365,7 @@ class Scheduler:
         events: list[Event] = []
         for part in parts:
             sequence = self.sequences[part.request]
-            sequence.end("cancelled" if sequence.is_cancelled else "failed")
+            sequence.end(sequence.ending or "failed")
             events.append(self._finish(sequence))
         self._free_ms = now if self._active else None
         self._wake_ms = now
@@ -322,6 +373,8 @@ class Scheduler:
 
     def _commit(self, running: _Pass, verdict: Verdict, now: float) -> list[Event]:
         sequence = self.sequences[verdict.request]
+        if sequence.ending is not None:
+            return []
         if verdict.is_invalid:
             sequence.end("failed")
             return []
@@ -331,6 +384,8 @@ class Scheduler:
         committed, sources = sequence.commit(
             selection.tree, selection.sources, verdict.token_ids, verdict.accepted_nodes, now
         )
+        drafted_by = [selection.sources[node][0] for node in verdict.accepted_nodes]
+        self.exchange.commit(verdict.request, committed, drafted_by, now)
         followed, left = sequence.followed()
         self.odds.observe_pool(followed, left)
         self.odds.observe_tree(selection.depth, len(verdict.accepted_nodes))
@@ -341,7 +396,7 @@ class Scheduler:
         self.odds.observe_expansions(list(hits.values()))
         return [Committed(verdict.request, committed, sources, verdict)]
 
-    def _admit(self) -> None:
+    def _admit(self, now: float) -> None:
         """First come, first served: who does not fit keeps those behind it waiting."""
         while self._waiting and len(self._active) < self._batch.max_batch:
             sequence = self._waiting[0]
@@ -355,15 +410,31 @@ class Scheduler:
             sequence.num_written = self.pages.begin(sequence.number, text)
             held = self.pages.reserve(sequence.number, len(text) + 1)
             assert held
-            sequence.state = State.READY
+            sequence.state, sequence.ready_ms = State.READY, now
+            if sequence.statistics.admitted_ms is None:
+                sequence.statistics.admitted_ms = now
             self._active.append(sequence)
+            self.exchange.ask(sequence.number)
 
     def _reading(self) -> tuple[dict[int, int], list[Sequence]]:
-        """How much text each request reads in the pass, and for whom it decides tokens."""
+        """How much text each request reads in the pass, and for whom it decides tokens.
+
+        Of requests that begin alike one reads, and the others take its pages over.
+        """
         left = self._batch.chunk_rows
         reading: dict[int, int] = {}
         deciding: list[Sequence] = []
+        readers: list[Sequence] = []
         for sequence in self._active:
+            if sequence.unread:
+                written = self.pages.adopt(sequence.number, sequence.token_ids[:-1])
+                sequence.num_written = max(sequence.num_written, written)
+            if sequence.unread:
+                page_end = sequence.num_written + self.pages.page_size
+                page_end -= page_end % self.pages.page_size
+                if any(reads_the_same(other, sequence, page_end) for other in readers):
+                    continue
+                readers.append(sequence)
             read = min(sequence.unread, left)
             if sequence.unread and not read:
                 continue
@@ -372,7 +443,7 @@ class Scheduler:
             if read == sequence.unread:
                 deciding.append(sequence)
         # Neighbours of one rule are verified together.
-        deciding.sort(key=lambda sequence: sequence.request.rule)
+        deciding.sort(key=lambda sequence: sequence.request.sampling.rule)
         return reading, deciding
 
     def _choose(self, reading: dict[int, int], deciding: Many[Sequence]) -> tuple[Chosen, int]:
@@ -414,7 +485,12 @@ class Scheduler:
         return None if wait_ms is None else now + wait_ms
 
     def _begin(
-        self, reading: dict[int, int], deciding: Many[Sequence], chosen: Chosen, context: int
+        self,
+        reading: dict[int, int],
+        deciding: Many[Sequence],
+        chosen: Chosen,
+        context: int,
+        now: float,
     ) -> PassPlan | None:
         wanted = dict(zip([s.number for s in deciding], chosen.selections, strict=True))
         trees: dict[int, Selection] = {}
@@ -428,12 +504,14 @@ class Scheduler:
             if number in wanted:
                 trees[number] = self._fit(sequence, slots, wanted[number])
         order = [*wanted, *(number for number in reading if number not in wanted)]
-        parts = [
+        made = [
             self._part(self.sequences[number], reading[number], trees.get(number))
             for number in order
             if self.sequences[number].state is State.READY
         ]
+        parts = [part for part in made if part is not None]
         if not parts:
+            self._wake_ms = now
             return None
         for part in parts:
             self.sequences[part.request].state = State.RUNNING
@@ -443,15 +521,29 @@ class Scheduler:
         self._before_home = None
         return self._running.plan
 
-    def _part(self, sequence: Sequence, read: int, selection: Selection | None) -> Part:
-        begin = sequence.num_written
+    def _part(self, sequence: Sequence, read: int, selection: Selection | None) -> Part | None:
+        """None: its grammar has failed, and with it the request."""
+        begin, request = sequence.num_written, sequence.request
+        tree = None if selection is None else selection.tree
+        bitmask = None
+        if request.grammar is not None and tree is not None:
+            try:
+                bitmask = request.grammar.bitmask(sequence.output_ids, tree)
+                check_bitmask(bitmask, tree, self._vocab_size)
+            except Exception:  # Whatever code that is, the other requests go on.
+                logger.exception("request %d: its grammar failed", sequence.number)
+                sequence.end("failed")
+                self._ended.append(self._finish(sequence))
+                return None
         return Part(
             sequence.number,
             begin,
             tuple(sequence.token_ids[begin : begin + read]),
-            None if selection is None else selection.tree,
+            tree,
             self.pages.pages_of(sequence.number),
-            sequence.request.sampling,
+            request.sampling,
+            request.logprobs,
+            bitmask,
         )
 
     def _fit(self, sequence: Sequence, slots: int, selection: Selection) -> Selection:
@@ -492,7 +584,17 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         del self.sequences[sequence.number]
+        sequence.account()
+        self.exchange.close(sequence.number, sequence.finish_reason)
         return Finished(sequence.number, sequence.finish_reason)
+
+
+def reads_the_same(reader: Sequence, sequence: Sequence, page_end: int) -> bool:
+    """The page that a request would read next is one that another reads now."""
+    return (
+        reader.num_written < page_end < min(len(reader.token_ids), len(sequence.token_ids))
+        and reader.token_ids[:page_end] == sequence.token_ids[:page_end]
+    )
 
 
 def _known(sequence: Sequence, selection: Selection) -> Draft | None:

@@ -4,16 +4,17 @@ from collections.abc import Sequence as Many
 from enum import Enum
 from typing import Literal
 
-from wanspec_kernels.control.estimates import Estimates
-from wanspec_kernels.control.replies import Replies
-from wanspec_kernels.drafts.pool import HOME, Kind, Outcome, Pool
+from wanspec_kernels.drafts.drafted_text import DraftedText
+from wanspec_kernels.drafts.outcome import Outcome
+from wanspec_kernels.drafts.pool import HOME, Pool
+from wanspec_kernels.drafts.replies import Replies
 from wanspec_kernels.engine.generation import check_verdict
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.statistics import Statistics
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.wire import Draft, Open
 
-FinishReason = Literal["length", "stop", "cancelled", "failed"]
+FinishReason = Literal["length", "stop", "deadline", "cancelled", "failed"]
 
 
 class State(Enum):
@@ -32,44 +33,34 @@ class Sequence:
     def __init__(
         self,
         request: Request,
+        text: DraftedText,
         *,
-        vocab_size: int,
         limits: Limits,
-        estimates: Estimates,
         now: float,
     ) -> None:
-        if max(request.token_ids) >= vocab_size or min(request.token_ids) < 0:
-            raise ValueError(f"token_ids: expected tokens of 0..{vocab_size - 1}, got another")
-        rejection = request.rule == "rejection"
+        self.number = text.number
         self.request = request
+        self.text = text
         self.limits = limits
         self.state = State.WAITING
-        self.statistics = Statistics()
+        self.statistics = Statistics(submitted_ms=now, outcomes=text.outcomes)
         self.output_ids: list[int] = []
         self.output_sources: list[int | None] = []  # of each token; None: the target's own
-        self.offenders: dict[int, str] = {}  # sources whose early draft turned out invalid, and why
         self.finish_reason: FinishReason | None = None
-        self.submitted_ms = now
-        self.is_cancelled = False
+        # It ends so with the pass that it takes part in, and nothing more of it is committed.
+        self.ending: FinishReason | None = None
+        self.deadline_ms = None if request.deadline_ms is None else now + request.deadline_ms
+        self.ready_ms = now  # since when the next pass might have taken it along, if it is READY
         self.num_written = 0  # slots that hold keys and values of the text
-        self.pool = Pool(
-            request.number,
-            request.token_ids,
-            vocab_size=vocab_size,
-            rule=request.rule,
-            num_draws=request.num_draws if rejection else 0,
-            replacement=request.replacement,
-            max_source_nodes=limits.max_source_nodes,
-            worths=estimates.worths,
-        )
-        self.replies = Replies(estimates)
-        self.replies.committed(self.pool.length, now)
-        self._estimates = estimates
         self._counted = (0.0, 0.0)  # the pool's followed and left at the last commit
 
     @property
-    def number(self) -> int:
-        return self.request.number
+    def pool(self) -> Pool:
+        return self.text.pool
+
+    @property
+    def replies(self) -> Replies:
+        return self.text.replies
 
     @property
     def token_ids(self) -> list[int]:
@@ -109,53 +100,19 @@ class Sequence:
         return min(self.limits.max_rows, self.limits.max_length - self.pool.length + 1)
 
     def open_message(self, max_nodes: int, *, home: bool = False) -> Open:
-        """OPEN with all that is committed. Home is trusted: it gets the seed under any `match`."""
-        r = self.request
-        rejection = r.rule == "rejection"
-        return Open(
-            request=r.number,
-            token_ids=tuple(self.pool.token_ids),
-            rule=r.rule,
-            temperature=r.temperature,
-            top_k=r.top_k,
-            top_p=r.top_p,
-            min_p=r.min_p,
-            seed=r.seed if not rejection and (home or r.share_seed) else None,
-            max_nodes=max_nodes,
-            max_depth=self.limits.max_depth,
-            num_draws=r.num_draws if rejection else 0,
-            replacement=r.replacement if rejection else False,
-        )
+        return self.text.open_message(max_nodes, home=home)
 
     def max_nodes_of(self, source: int, most: int) -> int:
-        """Of the tree that a remote drafter is asked for, which keeps `most`."""
-        return self._estimates.usefulness.max_nodes(source, most)
+        return self.text.max_nodes_of(source, most)
 
     def enrol(self, source: int, round_trip_ms: float | None = None) -> None:
-        """OPEN was sent to a remote drafter, for the first time or anew."""
-        self.pool.enrol(source)
-        self._estimates.usefulness.enrol(source)
-        pace = self._estimates.pace(source)
-        if round_trip_ms is not None and pace.reply_ms is None:
-            pace.reply_ms = round_trip_ms
+        self.text.enrol(source, str(source), round_trip_ms)
 
     def retire(self, source: int) -> None:
-        """A drafter has gone, and nothing is expected of it any more."""
-        self.pool.retire(source)
-        self.replies.retire(source)
-        self._estimates.retire(source)
+        self.text.retire(source)
 
     def offer(self, source: int, draft: Draft, now: float) -> Outcome:
-        if self.done:
-            outcome = Outcome(Kind.STALE, reason="the request has ended")
-        else:
-            outcome = self.pool.offer(source, draft)
-        self.statistics.outcomes[outcome.kind] += 1
-        self.statistics.nodes_dropped += outcome.dropped_nodes
-        heard = (Kind.NEW, Kind.LATE, Kind.DUPLICATE, Kind.STALE)
-        if outcome.kind in heard and source != HOME:
-            self.replies.heard(source, draft.base_length, now)
-        return outcome
+        return self.text.offer(source, draft, now)
 
     def commit(
         self,
@@ -165,14 +122,15 @@ class Sequence:
         accepted_nodes: Many[int],
         now: float,
     ) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
-        """The target's verdict on a tree; returns what is committed, and who drafted each token.
+        """The target's verdict on a tree; returns what to commit, and who drafted each token.
+
+        The text itself goes on when the exchange is told.
 
         Raises:
             ValueError: the verdict is no path of that tree with one token after it.
         """
         check_verdict(tree, token_ids, accepted_nodes)
         drafted_by = [sources[node][0] for node in accepted_nodes]
-        self._estimates.usefulness.observe(drafted_by)
         committed, reason = self._until_end(token_ids)
         flags: tuple[int | None, ...] = (*drafted_by, None)[: len(committed)]
         self.output_ids += committed
@@ -183,14 +141,11 @@ class Sequence:
         s.target_passes += 1
         s.rows += len(tree.token_ids)
         s.tokens += len(committed)
+        s.first_token_ms = now if s.first_token_ms is None else s.first_token_ms
+        s.last_token_ms = now
         s.accepted.append(len(accepted_nodes))
         s.home_tokens_accepted += sum(flag == HOME for flag in flags)
         s.remote_tokens_accepted += sum(flag is not None and flag != HOME for flag in flags)
-        for source, outcome in self.pool.commit(committed):
-            s.outcomes[outcome.kind] += 1
-            if outcome.kind is Kind.INVALID:
-                self.offenders[source] = outcome.reason
-        self.replies.committed(self.pool.length, now)
         if reason is not None:
             self.end(reason)
         return tuple(committed), flags
@@ -199,6 +154,15 @@ class Sequence:
         """Tokens committed since the last call that the pool had, and that it had not."""
         before, self._counted = self._counted, (self.pool.followed, self.pool.left)
         return self._counted[0] - before[0], self._counted[1] - before[1]
+
+    def account(self) -> None:
+        """Take over what was counted of its drafts."""
+        self.statistics.nodes_dropped = self.text.nodes_dropped
+        self.statistics.wire_bytes_sent = self.text.bytes_sent
+        self.statistics.wire_bytes_received = self.text.bytes_received
+
+    def is_past_deadline(self, now: float) -> bool:
+        return self.deadline_ms is not None and now >= self.deadline_ms
 
     def end(self, reason: FinishReason) -> None:
         self.state, self.finish_reason = State.ENDED, reason

@@ -85,7 +85,8 @@ class Serving:
         s = self._scenario
         left = s.tokens - len(self._before)
         self.generation = Generation(
-            Request(self.number, (*PROMPT, *self._before), left),
+            Request((*PROMPT, *self._before), left),
+            number=self.number,
             vocab_size=s.trace.vocab_size,
             policy=s.policy,
             estimates=estimates,

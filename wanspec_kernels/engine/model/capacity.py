@@ -40,6 +40,20 @@ def smallest_that_holds(capacities: Iterable[Capacity], tree: DraftTree) -> Capa
     return min(fitting, key=lambda c: (c.num_nodes, c.batch, c.max_nodes), default=None)
 
 
+def ladder(
+    sizes: Iterable[int], *, max_batch: int, max_rows: int, max_nodes: int
+) -> tuple[Capacity, ...]:
+    """A capacity for each size of a pass, which has room for every batch of no more rows.
+
+    What it has room for beyond a batch's rows costs little: a tree without nodes is left at once.
+
+    >>> ladder((1, 8, 64), max_batch=4, max_rows=16, max_nodes=12)[1:]
+    (Capacity(batch=4, num_nodes=8, max_nodes=8), Capacity(batch=4, num_nodes=16, max_nodes=12))
+    """
+    rows = {min(size, max_rows) for size in sizes}
+    return tuple(Capacity(min(n, max_batch), n, min(n, max_nodes)) for n in sorted(rows))
+
+
 class PassBuffers:
     """The inputs of a pass at fixed addresses, filled up with padding.
 

@@ -16,6 +16,7 @@ from wanspec_kernels.engine.model.checks import check_batch, check_values
 from wanspec_kernels.engine.model.compiled import compiled_layers
 from wanspec_kernels.engine.model.graphs import PassGraphs
 from wanspec_kernels.engine.model.implementation import given_back_on_failure
+from wanspec_kernels.engine.model.merged import merge_projections
 from wanspec_kernels.engine.model.requirements import (
     UnsupportedModelError,
     head_dim,
@@ -48,7 +49,9 @@ class Target:
         """Take over a model, whichever attention it was loaded with.
 
         It runs tree attention from then on, in no other passes than those of `logits`. A small tree
-        is compared with the model's own attention first, which takes a few short passes.
+        is compared with the model's own attention first, which takes a few short passes. Then its
+        query, key and value projections, and those of gate and up, become one product each, in
+        place: `merge_projections` says which.
 
         `num_pages` of `page_size` slots, 16 or a larger power of two, serve all requests together.
         `max_length` bounds one request's tokens, its tree included; None is what pages and model
@@ -69,7 +72,8 @@ class Target:
         self.model = model.eval()
         self.tokenizer = tokenizer
         # Many models have more rows than tokens. What lies past `vocab_size` is never chosen.
-        self.vocab_size: int = config.vocab_size
+        self.head_width: int = config.vocab_size
+        self.vocab_size = self.head_width
         if tokenizer is not None:
             self.vocab_size = min(self.vocab_size, vocabulary_size(tokenizer))
         self._num_layers: int = config.num_hidden_layers
@@ -88,6 +92,7 @@ class Target:
         outgrown = [w for w in self._windows if w is not None and w < self.max_length]
         with given_back_on_failure(model):
             check_against_own(self, IMPLEMENTATION, min(outgrown, default=None))
+        merge_projections(model)  # A model that is refused is left as it came.
 
     @classmethod
     def load(
@@ -184,8 +189,8 @@ class Target:
             context_lens: [batch] int32; node i of tree b is written to slot ``context_lens[b] + i``
                 and has position ``context_lens[b] + depth``.
             page_table: [batch, max_pages] int32, with pages for every slot of context and tree.
-            rows: [count] int32 on the same device: only these rows go through the model's head;
-                None: all.
+            rows: [count] int32 on the same device: only these rows are wanted, and unless the pass
+                was captured only they go through the model's head; None: all.
 
         Returns:
             [num_nodes, width of the head], or [count, width] of `rows`, of the model's dtype:
@@ -207,10 +212,11 @@ class Target:
                 max_length=self.max_length,
                 windows=self._windows,
             )
-        if self._graphs is not None and rows is None:
-            graph = self._graphs.fitting(tree, page_table)
-            if graph is not None:
-                return graph.replay(tree, context_lens, page_table)
+        graph = None if self._graphs is None else self._graphs.fitting(tree, page_table)
+        if graph is not None:
+            logits = graph.replay(tree, context_lens, page_table)
+            # All rows went through the head, which saves less than a replay does in small passes.
+            return logits if rows is None else logits.index_select(0, rows)
         return self._launch(tree, context_lens, page_table, rows)
 
     def _launch(
