@@ -96,11 +96,13 @@ def test_an_account_from_events_is_that_of_the_run(home: bool) -> None:
         assert not failures
         assert ledger.texts == run.texts
         assert ledger.reasons == run.reasons
-        assert not ledger.waiting and not ledger.active
+        assert not ledger.waiting
+        assert not ledger.active
         assert ledger.counts[PassBegan] == run.passes
         assert ledger.counts[Preempted] == run.scheduler.num_preempted
         counts += ledger.counts
-    assert counts[Preempted] and counts[Waited]
+    assert counts[Preempted]
+    assert counts[Waited]
     assert bool(counts[HomeBegan]) == home
 
 
