@@ -15,6 +15,8 @@ LOST_AFTER_US = 2_000_000  # a marker, beside twice the round trip
 SLACK_US = (10_000, 20_000)  # what drafts may wait on their way: half of the round trip,
 SLACK_SHARE = 0.5  # within these bounds
 FIRST_NODE_BYTES = 8.0
+FRAME_US = 2_000  # a frame is read once all of it has arrived: a long one keeps its first drafts
+MIN_FRAME_BYTES = 1200  # as a packet carries, or little less
 
 
 class Flow:
@@ -58,6 +60,11 @@ class Flow:
         share = (now_us - self._sent_us) / self._round_trip_us
         room = min(share * self.window, self._most_at_once, self._left)
         return max(0, int(room / self._node_bytes))
+
+    @property
+    def frame_bytes(self) -> int:
+        """What drafts should share a frame: as much as the window carries in a short time."""
+        return max(MIN_FRAME_BYTES, self.window * FRAME_US // self._round_trip_us)
 
     def allowance(self, unsent: int, now_us: int) -> int:
         """`room`, asked by who has so many nodes to send."""

@@ -39,7 +39,7 @@ class Measures:
     waited_ms: float
     waste: float  # share of the nodes received that were never accepted
     wire_bytes: float
-    drafts_per_s: float  # up the link of the drafter that sends most
+    drafts_per_s: float  # frames with drafts and answers, of the drafter that sends most
     up_mbit: float  # and what they take of it
     hot_ms: float  # of accelerator time where the target runs: its passes and home's
     exact: bool  # every text is the target's own

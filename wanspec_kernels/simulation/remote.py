@@ -7,7 +7,7 @@ from typing import Any
 
 import simpy
 
-from drafter.flow import Flow
+from drafter.connection import Connection
 from drafter.session import Limits, Session
 from wanspec_kernels.drafts import session as verifier
 from wanspec_kernels.drafts.pool import Kind
@@ -16,24 +16,14 @@ from wanspec_kernels.simulation.link import Carried, OneWay
 from wanspec_kernels.simulation.machine import Clock
 from wanspec_kernels.simulation.scenario import DrafterProfile
 from wanspec_kernels.simulation.traced import TracedProposer
-from wanspec_kernels.wire import (
-    Draft,
-    Hello,
-    Message,
-    Open,
-    Ping,
-    Pong,
-    ProtocolError,
-    decode_frame,
-    encode_frame,
-)
+from wanspec_kernels.wire import Draft, Hello, Message, Open, ProtocolError, decode_frame, frames_of
 
 VOCABULARY = bytes(32)
 HEARTBEAT_MS = 250.0
 
 
 class Remote:
-    """Both state machines of a connection; every message is encoded, carried and decoded."""
+    """Both ends of a connection, which the drafter dials; every frame is carried as bytes."""
 
     def __init__(
         self,
@@ -55,16 +45,16 @@ class Remote:
         self.drafter = Session(
             proposer, limits=Limits(max_requests, profile.max_nodes), shape=profile.shape
         )
-        self._hello = Hello(VOCABULARY, f"drafter {source}", max_requests, profile.max_nodes, 0)
+        self.session = self._new_session(clock)
         self.busy_ms = 0.0
+        self.num_rounds = 0  # of the drafter's loop
         self._env, self._clock = env, clock
-        self._random = Random(f"{seed} {source} greeting")
-        self._greet()
+        self._max_requests = max_requests
         self._generations = generations
         self._on_offer = on_offer
         self._carried: dict[Carried, tuple[simpy.Event, Callable[[], None]]] = {}
         self._inbox: list[bytes] = []
-        self._connection = 0  # messages of earlier ones are lost
+        self._connection: Connection | None = None  # what earlier ones carried is lost
         self._stopped_until_ms = 0.0
         self._wake = env.event()
         env.process(self._draft())
@@ -84,7 +74,7 @@ class Remote:
 
     def disconnect(self) -> None:
         """The connection breaks or the drafter dies: what is under way is lost."""
-        self._connection += 1
+        self._connection = None
         self._carried.clear()
         self._inbox.clear()
         self.drafter.reset()
@@ -94,10 +84,11 @@ class Remote:
 
     def reconnect(self, source: int) -> None:
         """Dial again; to the verifier it is a new source."""
+        self._carried.clear()
+        self._inbox.clear()
         self.source = source
-        self._greet()
-        for generation in self._generations.values():
-            self.update(generation)
+        self.session = self._new_session(self._clock)
+        self._dial()
 
     def stop(self, until_ms: float) -> None:
         """The drafter's process stands still, its connection stays."""
@@ -109,76 +100,61 @@ class Remote:
             if carried in self._carried:
                 self._await(carried, self._carried[carried][1])
 
-    def _greet(self) -> None:
-        now = self._clock.now_ms
-        self.session = verifier.Session(
-            self.source, str(self.source), vocabulary=VOCABULARY, now=now
+    def _new_session(self, clock: Clock) -> verifier.Session:
+        return verifier.Session(
+            self.source, str(self.source), vocabulary=VOCABULARY, now=clock.now_ms
         )
-        self.session.on_message(self._hello, now)
-        # As WELCOME, which is not carried, would say: each way with a jitter of its own.
-        link = self.profile.link
-        up_ms, down_ms = (
-            link.round_trip_ms / 2 + self._random.uniform(0.0, link.jitter_ms) for _ in range(2)
+
+    def _dial(self) -> None:
+        hello = Hello(
+            VOCABULARY,
+            f"drafter {self.source}",
+            self._max_requests,
+            self.profile.max_nodes,
+            self._now_us(),
         )
-        offset_ms = now - self._env.now
-        self._flow = Flow(int(1000 * (up_ms + down_ms)), int(1000 * (up_ms + offset_ms)))
+        self._connection = Connection(self.drafter, hello)
+        self._wake_up()
 
     def _draft(self) -> Generator[simpy.Event, Any, None]:
         """One pass after another; what comes in the meantime is read between them."""
+        self._dial()
         while True:
             if self._env.now < self._stopped_until_ms:
                 yield self._env.timeout(self._stopped_until_ms - self._env.now)
                 continue
+            self.num_rounds += 1
+            self._wake = self._env.event()
+            connection = self._connection
+            if connection is None:
+                yield self._wake
+                continue
             inbox, self._inbox = self._inbox, []
             for data in inbox:
-                for message in decode_frame(data):
-                    assert not isinstance(message, ProtocolError)
-                    self._send(self.up, self._answers(message), self._hear)
-            self._send_drafts()
-            if not self.drafter.busy:
-                self._wake = self._env.event()
-                yield self._wake | self._paced()
-                continue
-            before, connection = self.drafter.counters.num_tokens, self._connection
-            errors = self.drafter.step()
-            rows = self.drafter.counters.num_tokens - before
-            if rows:
-                took_ms = self.profile.machine.time_ms(rows)
-                self.busy_ms += took_ms
-                yield self._env.timeout(took_ms)
-            if connection == self._connection:
-                self._send(self.up, errors, self._hear)
-
-    def _send_drafts(self) -> None:
-        """As `drafter.link` does."""
-        unsent, now_us = self.drafter.num_unsent, self._now_us()
-        if not unsent:
-            return
-        for draft in self.drafter.drafts(self._flow.allowance(unsent, now_us)):
-            self._flow.sent(len(encode_frame([draft])), len(draft.token_ids), now_us)
-            self._send(self.up, [draft], self._hear)
-        if self._flow.mark(now_us):
-            self._send(self.up, [Ping(now_us, 0)], self._hear)
-
-    def _paced(self) -> simpy.Event:
-        """When more may go, though nothing is heard."""
-        unsent, now_us = self.drafter.num_unsent, self._now_us()
-        if not unsent:
-            return self._env.event()
-        wait_us = max(1, self._flow.next_us(unsent, now_us) - now_us)
-        return self._env.timeout(wait_us / 1000)
-
-    def _answers(self, message: Message) -> list[Message]:
-        match message:
-            case Ping(clock_us):
-                return [Pong(clock_us, self._now_us())]
-            case Pong(clock_us, peer_clock_us):
-                self._flow.answered(clock_us, peer_clock_us, self._now_us())
-                return []
-        return self.drafter.on_message(message)
+                connection.receive(data, self._now_us())
+            for frame in connection.frames_to_send(self._now_us()):
+                self._carry(self.up, frame.data, self._hear)
+            if connection.lost is not None or connection.refused is not None:
+                self.disconnect()
+            elif not connection.wants_step:
+                now_us = self._now_us()
+                wait_us = max(1, connection.wake_at_us(now_us) - now_us)
+                yield self._wake | self._env.timeout(wait_us / 1000)
+            else:
+                before = self.drafter.counters.num_tokens
+                connection.step()
+                rows = self.drafter.counters.num_tokens - before
+                if rows:
+                    took_ms = self.profile.machine.time_ms(rows)
+                    self.busy_ms += took_ms
+                    yield self._env.timeout(took_ms)
 
     def _now_us(self) -> int:
         return int(self._env.now * 1000)
+
+    def _wake_up(self) -> None:
+        if not self._wake.triggered:
+            self._wake.succeed()
 
     def _beat(self) -> Generator[simpy.Event, Any, None]:
         while True:
@@ -193,10 +169,11 @@ class Remote:
     def _send(
         self, way: OneWay, messages: Iterable[Message], deliver: Callable[[bytes], None]
     ) -> None:
-        for message in messages:
-            data = encode_frame([message])
-            carried = way.send(self._env.now, len(data))
-            self._await(carried, partial(deliver, data))
+        for frame in frames_of(messages):
+            self._carry(way, frame.data, deliver)
+
+    def _carry(self, way: OneWay, data: bytes, deliver: Callable[[bytes], None]) -> None:
+        self._await(way.send(self._env.now, len(data)), partial(deliver, data))
 
     def _await(self, carried: Carried, then: Callable[[], None]) -> None:
         def arrives(event: simpy.Event) -> None:
@@ -213,15 +190,19 @@ class Remote:
     def _receive(self, data: bytes) -> None:
         """At the drafter."""
         self._inbox.append(data)
-        if not self._wake.triggered:
-            self._wake.succeed()
+        self._wake_up()
 
     def _hear(self, data: bytes) -> None:
         """At the verifier."""
         for message in decode_frame(data):
             assert not isinstance(message, ProtocolError)
+            was_ready = self.session.ready
             reaction = self.session.on_message(message, self._clock.now_ms)
             self._send(self.down, reaction.send, self._receive)
+            if self.session.ready and not was_ready:
+                self._send(self.down, self.session.tick(self._clock.now_ms), self._receive)
+                for generation in self._generations.values():
+                    self.update(generation)
             if reaction.draft is not None:
                 self._offer(reaction.draft)
 

@@ -11,6 +11,8 @@ from wanspec_kernels.simulation.serving import RequestRun, Serving
 from wanspec_kernels.simulation.trace import Trace
 from wanspec_kernels.simulation.traced import TracedProposer, TracedText
 
+GREETING_MS = 1000.0  # after which requests begin in any case
+
 
 class World:
     """Runs a scenario once; times are in ms of virtual time from 0."""
@@ -70,6 +72,7 @@ class World:
             )
 
     def run(self) -> list[RequestRun]:
+        self._greet()
         for number, serving in self.servings.items():
             self.generations[number] = serving.generation
             for remote in self.remotes:
@@ -78,6 +81,11 @@ class World:
         while self._left:  # heartbeats would go on for ever
             self.env.step()
         return [serving.run() for serving in self.servings.values()]
+
+    def _greet(self) -> None:
+        """Requests begin when drafters have dialled in: they were there before."""
+        while self.env.now < GREETING_MS and not all(r.session.ready for r in self.remotes):
+            self.env.step()
 
     def restart(self) -> None:
         """Another process in the verifier's place: drafters have to dial again.
