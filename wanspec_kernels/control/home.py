@@ -58,12 +58,15 @@ class Home:
         self.asked = frozenset(job.request for job in jobs.jobs)
         self._began_ms, self.until_ms = now, now + PATIENCE_PASSES * target_ms
 
-    def ends(self, now: float) -> None:
+    def ends(self, now: float) -> float:
+        """The pass under way has ended; returns how long it took, in ms."""
         assert self._began_ms is not None
-        self.times.observe(len(self.asked), 0, now - self._began_ms)
+        took_ms = now - self._began_ms
+        self.times.observe(len(self.asked), 0, took_ms)
         self._began_ms, self._is_known = None, True
         self.asked = frozenset()
         self.passes += 1
+        return took_ms
 
     def spent(self, request: int) -> None:
         self._spent.add(request)

@@ -10,11 +10,11 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from wanspec_kernels.control.home import DraftAtHome, HomeJob
+from wanspec_kernels.engine.events import Committed, Finished, FinishReason, News
 from wanspec_kernels.engine.output_text import OutputText
 from wanspec_kernels.engine.plan import PassPlan, Verdict
 from wanspec_kernels.engine.request import Request
-from wanspec_kernels.engine.scheduler import Committed, Event, Finished, Scheduler
-from wanspec_kernels.engine.sequence import FinishReason
+from wanspec_kernels.engine.scheduler import Scheduler
 from wanspec_kernels.engine.stream import Stream, Token
 from wanspec_kernels.wire import MAX_TREE_NODES, Draft, Open
 
@@ -97,7 +97,7 @@ class Engine:
         self._launching: asyncio.Future[float] | None = None  # done when the device has its work
         self._passing: asyncio.Future[tuple[list[Verdict], float]] | None = None
         self._failed: BaseException | None = None  # by what a launch did
-        self._undelivered: list[tuple[Event, BaseException | None]] = []
+        self._undelivered: list[tuple[News, BaseException | None]] = []
         # What the loop worked between a verdict and the next launch, without what it waited.
         self.host_ms: deque[float] = deque(maxlen=HOST_TIMES)
         self._host_s: float | None = None  # since the last verdict; None: launched
@@ -255,7 +255,7 @@ class Engine:
         assert self.scheduler.home is not None
         return self.scheduler.home.asked
 
-    def _add(self, events: list[Event], error: BaseException | None = None) -> None:
+    def _add(self, events: list[News], error: BaseException | None = None) -> None:
         self._undelivered += [(event, error) for event in events]
 
     def _deliver(self) -> None:
