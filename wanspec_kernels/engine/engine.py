@@ -55,6 +55,7 @@ class Drafters(Protocol):
     """
 
     on_draft: Callable[[], None]
+    address: str  # where they dial, once it is started
 
     async def start(self) -> None: ...
     def send(self) -> None: ...
@@ -138,6 +139,11 @@ class Engine:
         self._target_worker.shutdown(wait=False, cancel_futures=True)
         self._home_worker.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def address(self) -> str:
+        """Where remote drafters dial; empty if none can."""
+        return "" if self._drafters is None else self._drafters.address
+
     def submit(self, request: Request) -> Stream:
         """Queue a request.
 
@@ -153,7 +159,11 @@ class Engine:
         sequence = self.scheduler.submit(request, _now_ms())
         text = OutputText(self._tokenizer, request.stop) if self._tokenizer is not None else None
         stream = self._streams[sequence.number] = Stream(
-            sequence.number, sequence.statistics, self._cancel, text
+            sequence.number,
+            sequence.statistics,
+            self._cancel,
+            text,
+            sequence.text.source_names,
         )
         self._wake.set()
         return stream

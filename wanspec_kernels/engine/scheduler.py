@@ -296,7 +296,8 @@ class Scheduler:
         """
         assert self.home is not None
         asked = self.home.asked
-        took_ms = self.home.ends(now)
+        unread = {number for number, brought in drafts.items() if brought is None}
+        took_ms = self.home.ends(now, unread)
         if self.events.wanted:
             self.events.emit(HomeEnded(tuple(sorted(asked)), took_ms, now))
         for number in asked:
@@ -309,6 +310,7 @@ class Scheduler:
                 continue
             if number not in drafts:
                 sequence.statistics.home_failures += 1
+                self.home.forget(number)
                 sequence.pool.enrol(HOME)
             found = [sequence.offer(HOME, draft, now) for draft in brought]
             if not any(outcome.new_claims for outcome in found):
@@ -398,7 +400,7 @@ class Scheduler:
             sequence.end("failed")
             return []
         if self.home is not None:
-            self.home.forget(verdict.request)
+            self.home.went_on(verdict.request)
         selection = running.selections[verdict.request]
         committed, sources = sequence.commit(
             selection.tree, selection.sources, verdict.token_ids, verdict.accepted_nodes, now
@@ -545,6 +547,8 @@ class Scheduler:
         self._has_waited = False
         self._home_passes = 0
         self._before_home = None
+        if self.home is not None:
+            self.home.target_began()
         return self._running.plan
 
     def _part(self, sequence: Sequence, read: int, selection: Selection | None) -> Part | None:
@@ -613,6 +617,8 @@ class Scheduler:
             self._waiting.remove(sequence)
         del self.sequences[sequence.number]
         sequence.account()
+        if self.home is not None:
+            self.home.forget(sequence.number)
         self.exchange.close(sequence.number, sequence.finish_reason)
         news = Finished(sequence.number, sequence.finish_reason, sequence.statistics)
         self.events.emit(news)
