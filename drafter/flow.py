@@ -24,7 +24,7 @@ class FlowTimes:
     least_slack_us: int = 10_000  # These two bound what drafts may wait on their way.
     most_slack_us: int = 20_000
 
-    def stretched(self, factor: float) -> "FlowTimes":
+    def stretched(self, factor: float) -> FlowTimes:
         """For a world in which everything takes so many times as long."""
         return FlowTimes(
             int(factor * self.marker_interval_us),
@@ -47,9 +47,7 @@ class Flow:
     2016): else what waits would come to be taken for the way.
     """
 
-    def __init__(
-        self, round_trip_us: int, way_us: int, times: FlowTimes | None = None
-    ) -> None:
+    def __init__(self, round_trip_us: int, way_us: int, times: FlowTimes | None = None) -> None:
         """Of what was said before the first draft; a way is from our clock to the verifier's."""
         self.window = FIRST_WINDOW
         self._times = times or FlowTimes()
