@@ -52,7 +52,12 @@ Heard = tuple[int, int, int]  # which of the texts, by which engine, of which so
 class Record:
     """What the events of a run say; times in s. A restarted verifier is another engine."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]], on_commit: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        on_commit: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.lengths = [len(prompt) for prompt in prompts]  # of the texts, in order
         self.num_engines = 0
         self.remote_tokens = [0, 0]  # before all was whole again, and after
@@ -61,14 +66,14 @@ class Record:
         self._mended_lengths: list[int] = []
         self._asked: dict[Heard, float] = {}
         self._knows: dict[int, float] = {}  # by text: s from being mended, or asked, to knowing it
-        self._on_commit = on_commit
+        self._on_commit, self._clock = on_commit, clock
 
     @property
     def num_tokens(self) -> int:
         return sum(self.lengths)
 
     def mends(self) -> None:
-        self.mended = time.monotonic()
+        self.mended = self._clock()
         self._mended_lengths = list(self.lengths)
         self._knows.clear()
 
@@ -94,7 +99,7 @@ class Record:
                     self.commits_after += self.mended is not None
                     self._on_commit()
                 case Asked(request, source) if request in numbers:
-                    self._asked[numbers[request], engine, source] = time.monotonic()
+                    self._asked[numbers[request], engine, source] = self._clock()
                 case Offered(source, draft, outcome) if outcome.kind is not Kind.FOREIGN:
                     text = numbers[draft.request]
                     self._drafted((text, engine, source), draft.base_length)
@@ -106,7 +111,7 @@ class Record:
         if self.mended is None or text in self._knows:
             return
         if base_length >= self._mended_lengths[text]:
-            self._knows[text] = time.monotonic() - max(self.mended, self._asked[heard])
+            self._knows[text] = self._clock() - max(self.mended, self._asked[heard])
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +258,12 @@ def study(tokens: int, names: list[str], runs: int) -> list[dict[str, Any]]:
                     "longest_ms": max(found[-1].elapsed_ms),
                     "co_located_ms": co_located_ms,
                     "over_plain": max(over_plain(run, plain) for run in found),
-                    "bounded": all(is_bounded(run, plain, PACES.target_ms) for run in found),
+                    "bounded": all(
+                        is_bounded(
+                            run.elapsed_ms, plain.elapsed_ms, PACES.target_ms, run.num_engines
+                        )
+                        for run in found
+                    ),
                     "recovery_ms": max(recoveries, default=None),
                     "remote_tokens": middle.remote_tokens,
                     "commits_after": middle.commits_after,
@@ -271,13 +281,15 @@ def over_plain(run: Result, plain: Result) -> float:
     return max(mine / theirs for mine, theirs in pairs)
 
 
-def is_bounded(run: Result, plain: Result, target_ms: float) -> bool:
+def is_bounded(
+    elapsed_ms: Sequence[float], plain_ms: Sequence[float], target_ms: float, num_engines: int
+) -> bool:
     """No request took more than 2 % longer than without any draft, and one bounded wait.
 
     A restarted verifier loses the pass under way, and may wait once more.
     """
-    wait_ms = (BOUNDED_WAIT_PASSES * run.num_engines + run.num_engines - 1) * target_ms
-    pairs = zip(run.elapsed_ms, plain.elapsed_ms, strict=True)
+    wait_ms = (BOUNDED_WAIT_PASSES * num_engines + num_engines - 1) * target_ms
+    pairs = zip(elapsed_ms, plain_ms, strict=True)
     return all(mine <= 1.02 * theirs + wait_ms for mine, theirs in pairs)
 
 

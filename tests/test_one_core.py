@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from bench.faults import held_out_prompt
-from bench.real_run import until, welcomed
+from bench.faults import held_out_prompts
+from bench.real_run import Bench, Paces, until
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
-from wanspec_kernels.wire.keys import AllowList, load_secret
+from wanspec_kernels.engine.request import Request
 
 pytestmark = [
     pytest.mark.alone,
@@ -44,22 +44,15 @@ def one_busy_core(drafter):
 
 
 async def decode(pair, folder, niceness):
-    service = pair.service(
-        pair.decoder(),
-        bind="tcp://127.0.0.1:*",
-        secret=load_secret(folder / "verifier.secret"),
-        allowed=AllowList(folder / "allowed"),
-    )
-    async with service:
+    (prompt,) = held_out_prompts(pair, 1)
+    async with Bench(pair, Paces(0.0, 0.0, 0.0), folder).engine("tcp://127.0.0.1:*") as running:
         drafter = RemoteDrafter.start(
-            1, folder, service.address, EmulatedLink(2.0, 0.0, None), niceness=niceness
+            1, folder, running.address, EmulatedLink(2.0, 0.0, None), niceness=niceness
         )
         try:
-            await until(welcomed(service, 1), [drafter])
+            await until(lambda: running.welcomed(1), [drafter])
             with one_busy_core(drafter.process.pid):
-                return await asyncio.wait_for(
-                    service.generate(held_out_prompt(pair), max_tokens=TOKENS), 120.0
-                )
+                return await asyncio.wait_for(running.decode(Request(prompt, TOKENS)), 120.0)
         finally:
             drafter.stop()
 
