@@ -35,7 +35,6 @@ ALLOWED = {
     "tests/verify/test_paths.py": {"launches.choose_shape"},
     # The same target with and without what is being tested, which it has no option for.
     "tests/model/test_merged.py": {"model.merge_projections", "parent.k_proj.forward"},
-    "tests/model/test_target.py": {"attention_hook.plan_trees"},
     # What is another library's, but has the name of something of ours.
     "tests/test_text_stream.py": {"tokenizer.decoder"},
     "tests/tiny_models.py": {"tokenizer.decoder"},
