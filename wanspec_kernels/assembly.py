@@ -10,12 +10,14 @@ import transformers
 
 from drafter.home import HomeDrafter
 from drafter.model import DraftModel
+from wanspec_kernels.control.pass_times import SIZES
 from wanspec_kernels.control.policies import ExpectedGain
 from wanspec_kernels.control.policy import Policy
 from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.engine.engine import Engine
 from wanspec_kernels.engine.interfaces import TargetModel
 from wanspec_kernels.engine.model import Capacity, CaptureError, Target, TreeDecoder
+from wanspec_kernels.engine.model.capacity import ladder
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.engine.runner import Runner
@@ -28,7 +30,18 @@ from wanspec_kernels.wire.vocabulary import format_fingerprint
 
 logger = logging.getLogger(__name__)
 
-CAPACITIES = tuple(Capacity(1, rows, rows) for rows in (1, 8, 16, 32, 64))  # of a TreeDecoder
+MAX_CAPTURED_ROWS = 256  # A pass of more is busy for longer than it takes to launch.
+MAX_CAPTURED_NODES = 64  # of one tree; a longer piece of a prompt is launched
+# Those of one tree are cheaper for one, as they hold no others.
+CAPACITIES = (
+    *(Capacity(1, rows, rows) for rows in (1, 8, 16, 32, 64)),
+    *ladder(
+        SIZES,
+        max_batch=MAX_CAPTURED_ROWS,
+        max_rows=MAX_CAPTURED_ROWS,
+        max_nodes=MAX_CAPTURED_NODES,
+    ),
+)
 
 
 class LoadError(ValueError):
@@ -168,7 +181,7 @@ def _loading(what: str) -> Iterator[None]:
 
 
 def capture_passes(target: Target) -> None:
-    """Capture the passes of a TreeDecoder, or say why they go on being launched one by one."""
+    """Capture passes of one tree and of many, or say why they go on being launched one by one."""
     try:
         target.capture(CAPACITIES)
     except CaptureError as error:

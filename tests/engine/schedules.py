@@ -11,11 +11,16 @@ from wanspec_kernels.engine.events import Committed, Finished, News
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import PassPlan, Verdict
 from wanspec_kernels.engine.request import Limits, Request
-from wanspec_kernels.engine.scheduler import MAX_HOME_PASSES, Scheduler, SchedulerLimits
+from wanspec_kernels.engine.scheduler import (
+    MAX_HOME_PASSES,
+    RefusedError,
+    Scheduler,
+    SchedulerLimits,
+)
 
 PAGE_SIZE = 4
 SOURCES = (1, 2, 3)
-MAX_ROWS, CHUNK_ROWS = 30, 7
+MAX_ROWS, CHUNK_ROWS, MAX_QUEUE = 30, 7, 6
 STALL_MS = 40.0
 FIRST_GUESS_MS = 30.0  # of PassTimes
 LONGEST_PASS_MS = 5.0 + 0.2 * MAX_ROWS + STALL_MS
@@ -49,7 +54,7 @@ class Run:
             pages=self.pages,
             limits=Limits(max_rows=12, max_depth=8),
             batch=SchedulerLimits(
-                max_batch=5, max_rows=MAX_ROWS, chunk_rows=CHUNK_ROWS, max_queue=6
+                max_batch=5, max_rows=MAX_ROWS, chunk_rows=CHUNK_ROWS, max_queue=MAX_QUEUE
             ),
             home=self.home,
         )
@@ -148,7 +153,12 @@ class Run:
         )
         deadline_ms = self.rng.choice((None, None, None, self.rng.uniform(1.0, 900.0)))
         request = Request(prompt, self.rng.randrange(1, 30), deadline_ms=deadline_ms)
-        number = self.scheduler.submit(request, self.now).number
+        try:
+            number = self.scheduler.submit(request, self.now).number
+        except RefusedError:
+            assert self.scheduler.num_waiting >= MAX_QUEUE
+            self.reasons["refused"] += 1
+            return
         self.requests[number] = request
         self.texts[number] = []
         self._submitted[number] = self.now

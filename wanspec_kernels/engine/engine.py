@@ -240,7 +240,7 @@ class Engine:
             self._failed = None
             if error is None:
                 verdicts, ended_ms = passing.result()
-                self._add(self.scheduler.verdict(verdicts, _now_ms(), ended=ended_ms))
+                self._add(self.scheduler.verdict(verdicts, _now_ms(), ended_ms=ended_ms))
             else:
                 logger.error("a pass of the target failed", exc_info=error)
                 self._add(self.scheduler.failed(_now_ms()), error)

@@ -329,7 +329,7 @@ class Scheduler:
             sequence.statistics.waited_ms += now - sequence.ready_ms
 
     def verdict(
-        self, verdicts: Many[Verdict], now: float, *, ended: float | None = None
+        self, verdicts: Many[Verdict], now: float, *, ended_ms: float | None = None
     ) -> list[News]:
         """The pass under way has ended, at `now` if it is not said when.
 
@@ -344,10 +344,10 @@ class Scheduler:
         if [verdict.request for verdict in verdicts] != expected:
             raise ValueError(f"verdict: expected those of {expected}, got others")
         self._running = None
-        ended = now if ended is None else ended
-        pass_ms = ended - running.began_ms
+        ended_ms = now if ended_ms is None else ended_ms
+        pass_ms = ended_ms - running.began_ms
         if self.events.wanted:
-            self.events.emit(PassEnded(running.requests, running.plan.num_rows, pass_ms, ended))
+            self.events.emit(PassEnded(running.requests, running.plan.num_rows, pass_ms, ended_ms))
         self.times.observe(running.plan.num_rows, running.context, pass_ms)
         events: list[News] = []
         for part in running.plan.parts:
@@ -457,7 +457,7 @@ class Scheduler:
             if sequence.unread:
                 page_end = sequence.num_written + self.pages.page_size
                 page_end -= page_end % self.pages.page_size
-                if any(reads_the_same(other, sequence, page_end) for other in readers):
+                if any(_reads_the_same(other, sequence, page_end) for other in readers):
                     continue
                 readers.append(sequence)
             read = min(sequence.unread, left)
@@ -621,7 +621,7 @@ class Scheduler:
         return news
 
 
-def reads_the_same(reader: Sequence, sequence: Sequence, page_end: int) -> bool:
+def _reads_the_same(reader: Sequence, sequence: Sequence, page_end: int) -> bool:
     """The page that a request would read next is one that another reads now."""
     return (
         reader.num_written < page_end < min(len(reader.token_ids), len(sequence.token_ids))
