@@ -132,12 +132,10 @@ class Decoded:
     reason: FinishReason | None
 
     @property
-    def decoding_ms(self) -> float:
-        """From the first token to the last; what comes before is the prompt's."""
-        s = self.statistics
-        assert s.first_token_ms is not None
-        assert s.last_token_ms is not None
-        return s.last_token_ms - s.first_token_ms
+    def elapsed_ms(self) -> float:
+        """From submission to the last token."""
+        assert self.statistics.last_token_ms is not None
+        return self.statistics.last_token_ms - self.statistics.submitted_ms
 
 
 @dataclass(frozen=True, slots=True)

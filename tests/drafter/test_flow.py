@@ -179,7 +179,7 @@ def test_a_cut_of_the_bandwidth_is_found_out():
 def test_a_longer_way_is_believed_in_time():
     wire = Wire(10.0, 50.0)
     wire.run(10.0)
-    wire.up._delay_s += 0.1
+    wire.up = Direction(105.0, 0.0, 50.0, "up")
     wire.run(60.0)
     assert wire.run(10.0) > 1e6
 

@@ -82,15 +82,11 @@ class Home:
             self._retry = RETRY
         self._passed_over = 0
 
-    def ends(self, now: float, unread: Set[int] = frozenset()) -> float:
-        """The pass under way has ended; returns how long it took, in ms.
-
-        Of the `unread` requests it has not read all the text.
-        """
+    def ends(self, now: float, unread: Set[int] = frozenset()) -> None:
+        """The pass under way has ended; of the `unread` requests it has not read all the text."""
         assert self._began_ms is not None
-        took_ms = now - self._began_ms
         if not self._is_reading and not unread:
-            self.times.observe(len(self.asked), 0, took_ms)
+            self.times.observe(len(self.asked), 0, now - self._began_ms)
             self._is_known = True
         for request, length in self._reading.items():
             if request not in unread:
@@ -98,7 +94,6 @@ class Home:
         self._began_ms = None
         self.asked = frozenset()
         self.passes += 1
-        return took_ms
 
     def spent(self, request: int) -> None:
         self._spent.add(request)

@@ -123,6 +123,7 @@ class Scheduler:
         self.home = Home() if home else None
         self._rate = Rate()
         self._home_passes = 0  # since the last pass of the target began
+        self._home_began_ms = 0.0
         self._before_home: tuple[float, float] | None = None  # what a pass was worth, and the mass
 
     @property
@@ -283,6 +284,7 @@ class Scheduler:
         ]
         drafting = DraftAtHome(tuple(jobs))
         home.begins(drafting, target_ms, now)
+        self._home_began_ms = now
         if self.events.wanted:
             self.events.emit(HomeBegan(tuple(job.request for job in jobs), now))
         self._home_passes += 1
@@ -297,9 +299,9 @@ class Scheduler:
         assert self.home is not None
         asked = self.home.asked
         unread = {number for number, brought in drafts.items() if brought is None}
-        took_ms = self.home.ends(now, unread)
+        self.home.ends(now, unread)
         if self.events.wanted:
-            self.events.emit(HomeEnded(tuple(sorted(asked)), took_ms, now))
+            self.events.emit(HomeEnded(tuple(sorted(asked)), now - self._home_began_ms, now))
         for number in asked:
             sequence = self.sequences.get(number)
             if sequence is None:
