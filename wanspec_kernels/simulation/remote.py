@@ -11,7 +11,7 @@ from drafter.flow import Flow
 from drafter.session import Limits, Session
 from wanspec_kernels.drafts import session as verifier
 from wanspec_kernels.drafts.pool import Kind
-from wanspec_kernels.engine.generation import Generation
+from wanspec_kernels.engine.sequence import Sequence
 from wanspec_kernels.simulation.link import Carried, OneWay
 from wanspec_kernels.simulation.machine import Clock
 from wanspec_kernels.simulation.scenario import DrafterProfile
@@ -32,13 +32,14 @@ class Remote:
         profile: DrafterProfile,
         proposer: TracedProposer,
         *,
-        generations: dict[int, Generation],
+        sequences: dict[int, Sequence],
         max_requests: int,
         seed: int,
         clock: Clock,
-        on_offer: Callable[[int], None],
+        on_offer: Callable[[int, Draft], None],
     ) -> None:
         self.source, self.profile = source, profile
+        self._proposer = proposer
         link, begin = profile.link, Random(f"{seed} {source}").random()
         self.up = OneWay(link, f"{seed} {source} up", link.up_ms, begin)
         self.down = OneWay(link, f"{seed} {source} down", link.down_ms, begin)
@@ -50,7 +51,7 @@ class Remote:
         self._env, self._clock = env, clock
         self._random = Random(f"{seed} {source} greeting")
         self._greet()
-        self._generations = generations
+        self._sequences = sequences
         self._on_offer = on_offer
         self._carried: dict[Carried, tuple[simpy.Event, Callable[[], None]]] = {}
         self._inbox: list[bytes] = []
@@ -60,14 +61,14 @@ class Remote:
         env.process(self._draft())
         env.process(self._beat())
 
-    def update(self, generation: Generation) -> None:
+    def update(self, sequence: Sequence) -> None:
         """Bring the drafter up to a request's committed text."""
         now = self._clock.now_ms
-        for message in self.session.update(generation, now):
+        for message in self.session.update(sequence, now):
             self._send(self.down, [message], self._receive)
             self.session.sent(message, now)
             if isinstance(message, Open):
-                generation.enrol(self.source, self.session.round_trip_ms)
+                sequence.enrol(self.source, self.session.round_trip_ms)
 
     def close(self, request: int) -> None:
         self._send(self.down, self.session.close_request(request, "finished"), self._receive)
@@ -79,15 +80,15 @@ class Remote:
         self._inbox.clear()
         self.drafter.reset()
         self.session.end("disconnected")
-        for generation in self._generations.values():
-            generation.retire(self.source)
+        for sequence in self._sequences.values():
+            sequence.retire(self.source)
 
     def reconnect(self, source: int) -> None:
         """Dial again; to the verifier it is a new source."""
         self.source = source
         self._greet()
-        for generation in self._generations.values():
-            self.update(generation)
+        for sequence in self._sequences.values():
+            self.update(sequence)
 
     def stop(self, until_ms: float) -> None:
         """The drafter's process stands still, its connection stays."""
@@ -115,6 +116,7 @@ class Remote:
 
     def _draft(self) -> Generator[simpy.Event, Any, None]:
         """One pass after another; what comes in the meantime is read between them."""
+        proposer = self._proposer
         while True:
             if self._env.now < self._stopped_until_ms:
                 yield self._env.timeout(self._stopped_until_ms - self._env.now)
@@ -127,11 +129,11 @@ class Remote:
                 self._wake = self._env.event()
                 yield self._wake | self._paced()
                 continue
-            before, connection = self.drafter.counters.num_tokens, self._connection
+            rows, context, connection = proposer.rows, proposer.context, self._connection
             errors = self.drafter.step()
-            rows = self.drafter.counters.num_tokens - before
+            rows, context = proposer.rows - rows, proposer.context - context
             if rows:
-                took_ms = self.profile.machine.time_ms(rows)
+                took_ms = self.profile.machine.time_ms(rows, context)
                 self.busy_ms += took_ms
                 yield self._env.timeout(took_ms)
             if connection == self._connection:
@@ -174,8 +176,8 @@ class Remote:
             self._send(self.down, self.session.tick(self._clock.now_ms), self._receive)
             if was_ready and not self.session.ready:  # silent for too long
                 self.disconnect()
-            for generation in list(self._generations.values()):
-                self.update(generation)
+            for sequence in list(self._sequences.values()):
+                self.update(sequence)
             yield self._env.timeout(HEARTBEAT_MS)
 
     def _send(
@@ -212,11 +214,11 @@ class Remote:
             self._offer(reaction.draft)
 
     def _offer(self, draft: Draft) -> None:
-        generation = self._generations.get(draft.request)
-        if generation is None:
+        sequence = self._sequences.get(draft.request)
+        if sequence is None:
             return
-        outcome = generation.offer(self.source, draft, self._clock.now_ms)
+        outcome = sequence.offer(self.source, draft, self._clock.now_ms)
         if outcome.kind is Kind.INVALID:
             self._send(self.down, self.session.quarantine(outcome.reason), self._receive)
-            generation.retire(self.source)
-        self._on_offer(draft.request)
+            sequence.retire(self.source)
+        self._on_offer(self.source, draft)
