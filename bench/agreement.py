@@ -38,6 +38,7 @@ from wanspec_kernels.simulation.scenario import (
     Scenario,
 )
 from wanspec_kernels.simulation.trace import Trace
+from wanspec_kernels.wire.sampling import Sampling
 
 RESULTS = Path("bench/results/agreement.json")
 PACES = Paces(30.0, 3.0, 4.0)  # the studies'
@@ -134,7 +135,7 @@ async def run_real(
                 if link is not None and link.stall_ms:
                     stalling = asyncio.create_task(stall(drafters[0], stretch(link, scale)))
                 result = await service.generate(
-                    text.prompt, max_tokens=tokens, temperature=TEMPERATURE, seed=text.seed
+                    text.prompt, max_tokens=tokens, sampling=Sampling(TEMPERATURE, seed=text.seed)
                 )
                 if stalling is not None:
                     stalling.cancel()

@@ -34,6 +34,7 @@ from wanspec_kernels.engine.actions import Action
 from wanspec_kernels.engine.generation import Generation
 from wanspec_kernels.serving.service import VerifierService
 from wanspec_kernels.wire import Draft
+from wanspec_kernels.wire.sampling import Sampling
 
 RESULTS = Path("bench/results/faults.json")
 PACES = Paces(100.0, 10.0, 14.0)
@@ -165,8 +166,7 @@ async def decode(
                     [*prompt, *output],
                     restarting,
                     max_tokens=tokens - len(output),
-                    temperature=TEMPERATURE,
-                    seed=seed,
+                    sampling=Sampling(TEMPERATURE, seed=seed),
                     on_tokens=on_tokens,
                 )
             last = max(record.committed[-1], record.began[-1])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wanspec_kernels.noise import gumbel
-from wanspec_kernels.wire import Open
+from wanspec_kernels.wire.sampling import Sampling
 
 NOISE_ROWS = 256  # of one token's noise over the vocabulary, kept
 NUCLEUS = 512  # tokens among which top_p looks for its last
@@ -22,24 +22,26 @@ class RowSampling:
     """How the token after one node will be sampled; `position` is that token's absolute index."""
 
     position: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int | None  # of the target's noise, if the drafter was told
+    sampling: Sampling
     count: int  # candidates wanted
 
-    @classmethod
-    def of(cls, request: Open, position: int, count: int) -> RowSampling:
-        return cls(
-            position,
-            request.temperature,
-            request.top_k,
-            request.top_p,
-            request.min_p,
-            request.seed,
-            count,
-        )
+    @property
+    def temperature(self) -> float:
+        return self.sampling.temperature
+
+    @property
+    def noise_key(self) -> tuple[int, int] | None:
+        """Seed and position of the target's noise, if the drafter was told and it decides."""
+        seed = self.sampling.shared_seed
+        return None if seed is None or self.temperature == 0 else (seed, self.position)
+
+    @property
+    def filters(self) -> tuple[int, float, float] | None:
+        """Top_k, top_p and min_p; None if none of them is on."""
+        s = self.sampling
+        if s.temperature == 0 or not (s.top_k or s.top_p < 1 or s.min_p > 0):
+            return None
+        return s.top_k, s.top_p, s.min_p
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Ranker:
         ]
 
     def _add_noise(self, scores: Tensor, rows: Sequence[RowSampling]) -> None:
-        keys = [_noise_key(row) for row in rows]
+        keys = [row.noise_key for row in rows]
         known = [key for key in keys if key is not None]
         if not known:
             return
@@ -105,12 +107,6 @@ class Ranker:
             self._noise.popitem(last=False)
 
 
-def _noise_key(row: RowSampling) -> tuple[int, int] | None:
-    if row.seed is None or row.temperature == 0:
-        return None
-    return row.seed, row.position
-
-
 def _candidates(probabilities: list[float], token_ids: list[float]) -> Candidates:
     if not all(math.isfinite(p) for p in probabilities):
         return Candidates((), ())
@@ -121,8 +117,8 @@ def _filter_rows(scores: Tensor, rows: Sequence[RowSampling]) -> None:
     """Set what the requests' filters drop to -inf, in place."""
     groups: dict[tuple[int, float, float], list[int]] = {}
     for i, row in enumerate(rows):
-        if row.temperature > 0 and (row.top_k or row.top_p < 1 or row.min_p > 0):
-            groups.setdefault((row.top_k, row.top_p, row.min_p), []).append(i)
+        if row.filters is not None:
+            groups.setdefault(row.filters, []).append(i)
     for (top_k, top_p, min_p), members in groups.items():
         part = scores[members]
         floor = _floor(part, top_k, top_p, min_p)

@@ -69,6 +69,7 @@ class Growth:
         random: Random | None = None,
     ) -> None:
         self.request = request
+        self._sampling = request.sampling
         self.shape = shape or GrowthShape()
         self._calibration = Calibration()
         self._max_positions = max_positions
@@ -151,7 +152,7 @@ class Growth:
         if not self._rejection:
             count = max(shape.max_children, shape.max_root_children)
         return [
-            RowSampling.of(self.request, int(plan.positions[row]) + 1, count) for row in plan.rows
+            RowSampling(int(plan.positions[row]) + 1, self._sampling, count) for row in plan.rows
         ]
 
     def absorb(self, plan: Plan, candidates: Sequence[Candidates]) -> None:

@@ -11,6 +11,7 @@ from wanspec_kernels.control.policies import AlwaysLocal
 from wanspec_kernels.engine.model import CaptureError
 from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.serving.service import ServiceConfig, VerifierService
+from wanspec_kernels.wire.sampling import Sampling
 
 
 class FakeTarget:
@@ -61,7 +62,10 @@ def test_one_decoder_serves_both_rules() -> None:
 
     async def accepted() -> list[int]:
         async with service:
-            results = [await service.generate(prompt, max_tokens=12, **r) for r in requests]
+            results = [
+                await service.generate(prompt, max_tokens=12, sampling=Sampling(**r))
+                for r in requests
+            ]
         return [result.statistics.home_tokens_accepted for result in results]
 
     counts = asyncio.run(accepted())

@@ -25,6 +25,7 @@ from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.serving.service import GenerationResult, ServiceConfig, VerifierService
 from wanspec_kernels.tree import DraftTree, HostTree
 from wanspec_kernels.wire import Commit, Draft, Open, check_of, keys
+from wanspec_kernels.wire.sampling import Sampling
 
 PROMPT = list(range(40, 60))
 TOKENS = 40
@@ -81,7 +82,7 @@ def generate(target: Target, home: DraftModel | None, **fields: Any) -> Generati
 
     async def run() -> GenerationResult:
         async with service:
-            return await service.generate(PROMPT, max_tokens=TOKENS, **fields)
+            return await service.generate(PROMPT, max_tokens=TOKENS, sampling=Sampling(**fields))
 
     return asyncio.run(run())
 
@@ -114,15 +115,7 @@ def test_with_a_home_drafter(
 
 def remote(folder: Path, way: str, passes: int = 6) -> tuple[Open, list[Draft]]:
     """What a `wanspec-drafter` of this model sends for a request."""
-    fields = {"rule": "match", "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": None}
-    fields |= {key: value for key, value in WAYS[way].items() if key != "share_seed"}
-    rejection = fields["rule"] == "rejection"
-    if rejection or "share_seed" in WAYS[way]:
-        fields["seed"] = None
-    request = Open(
-        request=1, token_ids=tuple(PROMPT), min_p=0.0, max_nodes=256, max_depth=16,
-        num_draws=4 if rejection else 0, replacement=False, **fields,
-    )  # fmt: skip
+    request = Open.of(1, PROMPT, Sampling(**WAYS[way]), max_nodes=256, max_depth=16)
     session = Session(load_draft(folder))
     assert session.on_message(request) == []
     drafts = []
@@ -203,7 +196,7 @@ def test_over_a_socket(way: str, plain: Path, folders: dict[int, Path], tmp_path
             drafter.start()
             try:
                 generation = asyncio.create_task(
-                    service.generate(PROMPT, max_tokens=TOKENS, **WAYS[way])
+                    service.generate(PROMPT, max_tokens=TOKENS, sampling=Sampling(**WAYS[way]))
                 )
                 while not any(s.counters["drafts"] for s in service.sessions):
                     await asyncio.sleep(0)

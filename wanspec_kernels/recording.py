@@ -15,6 +15,7 @@ from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.simulation.trace import BEYOND, NUM_TOP, Trace
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.wire.confidence import MAX_CODE, code_of
+from wanspec_kernels.wire.sampling import Sampling
 
 OFF_RANKS = (0, 1, 2, 3)  # how likely a token the path is left by: the draft's first four
 OFF_EVERY = 4  # positions
@@ -132,16 +133,9 @@ class Recording:
 
     def _run(self, store: KeyValueStore, plan: Plan, positions: Any, seed: int) -> list[Candidates]:
         """Candidates after the tokens at `positions`."""
+        sampling = Sampling(self.temperature, seed=seed)
         rows = [
-            RowSampling(
-                int(position) + 1,
-                self.temperature,
-                0,
-                1.0,
-                0.0,
-                seed if self.temperature > 0 else None,
-                self.draft.vocab_size,
-            )
+            RowSampling(int(position) + 1, sampling, self.draft.vocab_size)
             for position in positions
         ]
         return self._ranker.rank(self.draft.run([(store, plan)]), rows)

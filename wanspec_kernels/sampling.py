@@ -13,7 +13,7 @@ from wanspec_kernels.noise import weight
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 100.0
 # Less would be an empty nucleus, in float32 or wherever small numbers are flushed to 0.
-_LEAST_TOP_P = torch.finfo(torch.float32).tiny
+LEAST_TOP_P = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class SamplingParams:
             reals(
                 "top_p",
                 top_p,
-                f"a number in (0, 1], {_LEAST_TOP_P:.1e} at least",
-                lambda p: _LEAST_TOP_P <= p <= 1,
+                f"a number in (0, 1], {LEAST_TOP_P:.1e} at least",
+                lambda p: LEAST_TOP_P <= p <= 1,
             ),
             reals("min_p", min_p, "a number in [0, 1]", lambda p: 0 <= p <= 1),
             integers(

@@ -69,7 +69,7 @@ def test_home_is_not_stopped_by_a_budget_as_by_the_largest_tree(max_rows, passes
             return Verify() if view.verifying or enough else DraftAtHome(1)
 
     generation = Generation(
-        Request(1, PROMPT, 40),
+        Request(PROMPT, 40),
         vocab_size=VOCAB_SIZE,
         policy=Deep(),
         rows=FourRows(),

@@ -4,18 +4,14 @@ import subprocess
 import sys
 
 ALLOWED = {
-    "addresses",
     "bundled",
     "command_line",
-    "confidence",
     "extension",  # by way of tree, which looks for it on a GPU only
-    "keys",
     "models",
     "noise",
-    "protocol",
     "sampling",
     "tree",
-    "vocabulary",
+    "wire",
 }
 
 SCRIPT = """

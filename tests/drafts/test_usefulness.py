@@ -59,8 +59,8 @@ def test_the_drafter_is_opened_anew_and_kept_up_to_date_until_then():
     generation.enrol(session.source)
     deliver(session, generation, 0.0)
     for _ in range(PASSES_JUDGED):
-        generation.estimates.usefulness.enrol(7)
-        generation.estimates.usefulness.observe([7])
+        generation.estimates.sources.usefulness.enrol(7)
+        generation.estimates.sources.usefulness.observe([7])
     commit(generation, [4])
     (message,) = deliver(session, generation, 10.0)  # OPENs follow each other slowly
     assert isinstance(message, Commit)

@@ -35,7 +35,7 @@ def greeted(now=0.0, **options):
 
 
 def running(prompt=PROMPT):
-    generation = Generation(Request(9, prompt, 50), vocab_size=VOCAB_SIZE)
+    generation = Generation(Request(prompt, 50), number=9, vocab_size=VOCAB_SIZE)
     generation.start(0.0)
     return generation
 
@@ -146,7 +146,7 @@ def test_no_more_requests_than_it_serves():
     session = Session(1, "key", vocabulary=OURS, now=0.0)
     session.on_message(hello(max_requests=1), 0.0)
     deliver(session, running())
-    other = Generation(Request(10, PROMPT, 5), vocab_size=VOCAB_SIZE)
+    other = Generation(Request(PROMPT, 5), number=10, vocab_size=VOCAB_SIZE)
     assert session.update(other, 0.0) == []
     assert session.close_request(9, "length") == [Close(9, "length")]
     assert isinstance(session.update(other, 0.0)[0], Open)

@@ -111,16 +111,15 @@ class Run:
 
     def _submit(self) -> None:
         self._arrivals -= 1
-        number = len(self.requests) + 1
         shared = [1, 2, 3, 4, 5, 6, 7, 8, 9][: self.rng.choice((0, 5, 9))]
         prompt = (
             *shared,
             *(self.rng.randrange(VOCAB_SIZE) for _ in range(self.rng.randrange(1, 30))),
         )
-        request = Request(number, prompt, self.rng.randrange(1, 30))
+        request = Request(prompt, self.rng.randrange(1, 30))
+        number = self.scheduler.submit(request, self.now).number
         self.requests[number] = request
         self.texts[number] = []
-        self.scheduler.submit(request, self.now)
 
     def _offer(self, number: int, source: int) -> None:
         sequence = self.scheduler.sequences[number]

@@ -17,6 +17,7 @@ from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.runner import Runner
 from wanspec_kernels.engine.scheduler import RefusedError, Scheduler, SchedulerLimits
 from wanspec_kernels.engine.stream import PassFailedError
+from wanspec_kernels.wire.sampling import Sampling
 
 NUM_PAGES, PAGE_SIZE = 12, 16
 
@@ -55,15 +56,14 @@ def requests_of(seed: int, count: int) -> list[dict]:
                 + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randrange(1, 30))]
             ),
             "max_tokens": rng.randrange(8, 30),
-            "temperature": rng.choice((0.0, 0.8)),
-            "seed": number,
+            "sampling": Sampling(rng.choice((0.0, 0.8)), seed=number),
         }
         for number in range(count)
     ]
 
 
 async def text_of(engine: Engine, fields: dict) -> list[int]:
-    stream = engine.submit(lambda number: Request(number, **fields))
+    stream = engine.submit(Request(**fields))
     return [token.token_id async for token in stream]
 
 
@@ -84,7 +84,7 @@ def test_texts_do_not_depend_on_what_else_runs(
             streams = []
             for number, fields in enumerate(wanted):
                 streams.append(asyncio.create_task(text_of(engine, fields)))
-                stray = engine.submit(lambda n: Request(n, (5, 6, 7), 200))
+                stray = engine.submit(Request((5, 6, 7), 200))
                 for _ in range(rng.randrange(4)):
                     await anext(stray)
                 stray.cancel()
@@ -118,7 +118,7 @@ def test_a_pass_that_raises_ends_its_requests_and_no_others(target: Target) -> N
         engine = engine_of(target)
         engine._runner = runner = Failing(target)
         async with engine:
-            stream = engine.submit(lambda n: Request(n, (5, 6, 7), 50))
+            stream = engine.submit(Request((5, 6, 7), 50))
             await anext(stream)
             runner.fails = True
             with pytest.raises(PassFailedError):
@@ -132,13 +132,13 @@ def test_a_pass_that_raises_ends_its_requests_and_no_others(target: Target) -> N
 def test_closing_ends_every_stream(target: Target) -> None:
     async def run() -> list[str | None]:
         async with engine_of(target) as engine:
-            streams = [engine.submit(lambda n: Request(n, (5, 6), 100)) for _ in range(4)]
+            streams = [engine.submit(Request((5, 6), 100)) for _ in range(4)]
             await anext(streams[0])
         for stream in streams:
             async for _ in stream:
                 pass
         with pytest.raises(RuntimeError, match="running engine"):
-            engine.submit(lambda n: Request(n, (5,), 1))
+            engine.submit(Request((5,), 1))
         return [stream.finish_reason for stream in streams]
 
     assert asyncio.run(run()) == ["cancelled"] * 4
@@ -148,8 +148,8 @@ def test_a_full_queue_says_no_at_once(target: Target) -> None:
     async def run() -> None:
         async with engine_of(target) as engine:
             for _ in range(20):
-                engine.submit(lambda n: Request(n, (5, 6), 4))
+                engine.submit(Request((5, 6), 4))
             with pytest.raises(RefusedError, match="20 wait"):
-                engine.submit(lambda n: Request(n, (5, 6), 4))
+                engine.submit(Request((5, 6), 4))
 
     asyncio.run(run())

@@ -44,7 +44,7 @@ def plain_text(folder: Path, prompt: list[int]) -> list[int]:
 def text_of_one_pass(folder: Path, prompt: list[int], drafted: list[int]) -> Generation:
     """A request of which a drafter has sent so many tokens before the target's first pass."""
     target = Target.load(str(folder), dtype=torch.float32, num_pages=40)
-    request = Request(1, tuple(prompt), MAX_TOKENS, target.end_token_ids)
+    request = Request(tuple(prompt), MAX_TOKENS, stop_token_ids=target.end_token_ids)
     generation = Generation(request, vocab_size=target.vocab_size)
     generation.enrol(1)
     parents = tuple(range(-1, len(drafted) - 1))

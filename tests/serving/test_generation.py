@@ -16,6 +16,7 @@ from wanspec_kernels.engine.generation import Generation
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.tree import DraftTree
 from wanspec_kernels.wire import Draft, Expansion
+from wanspec_kernels.wire.sampling import Sampling
 
 PROMPT = (3, 1, 4, 1, 5)
 TOKENS = 60
@@ -71,7 +72,7 @@ class World:
         self.home_fails = True
         self.home_pauses = home_pauses
         self.generation = Generation(
-            Request(1, PROMPT, tokens),
+            Request(PROMPT, tokens),
             vocab_size=VOCAB_SIZE,
             policy=policy,
             limits=Limits(max_rows=rng.choice([1, 8, 64]), max_source_nodes=rng.choice([16, 1024])),
@@ -213,7 +214,7 @@ def test_a_good_drafter_nearby_saves_passes_and_home_passes():
     def run(num_drafters):
         world = World(7, num_drafters=num_drafters)
         world.home, world.home_fails = True, False
-        world.generation = Generation(Request(1, PROMPT, TOKENS), vocab_size=VOCAB_SIZE, home=True)
+        world.generation = Generation(Request(PROMPT, TOKENS), vocab_size=VOCAB_SIZE, home=True)
         for drafter in world.drafters:
             drafter.__dict__.update(
                 one_way_ms=5, jitter_ms=0, loss=0, step_ms=3, skill=1, malice=0, stalls_at_ms=1e9
@@ -241,13 +242,13 @@ def finished_by(request):
 def test_a_stop_token_ends_the_text_with_it():
     expected = continuation(PROMPT, 30)
     stop = expected[9]
-    generation, last = finished_by(Request(1, PROMPT, 30, frozenset([stop])))
+    generation, last = finished_by(Request(PROMPT, 30, stop_token_ids=frozenset([stop])))
     assert last == Finished("stop")
     assert generation.output_ids == expected[: expected.index(stop) + 1]
 
 
 def test_tokens_past_max_tokens_are_not_committed():
-    generation = Generation(Request(1, PROMPT, 2), vocab_size=VOCAB_SIZE)
+    generation = Generation(Request(PROMPT, 2), vocab_size=VOCAB_SIZE)
     generation.enrol(1)
     generation.start(0.0)
     generation.pass_finished([9], [], 1.0)
@@ -259,7 +260,7 @@ def test_tokens_past_max_tokens_are_not_committed():
 
 
 def test_a_draft_in_mid_pass_counts_and_flags_who_drafted():
-    generation = Generation(Request(1, PROMPT, 20), vocab_size=VOCAB_SIZE)
+    generation = Generation(Request(PROMPT, 20), vocab_size=VOCAB_SIZE)
     for source in (1, 2):
         generation.enrol(source)
     generation.start(0.0)
@@ -281,7 +282,7 @@ def test_a_draft_in_mid_pass_counts_and_flags_who_drafted():
     ("tokens", "nodes"), [([4], [1]), ([4, 5], []), ([9, 5], [1]), ([4, 5], [0]), ([4, 5], [7])]
 )
 def test_a_verdict_that_is_no_path_is_refused(tokens, nodes):
-    generation = Generation(Request(1, PROMPT, 20), vocab_size=VOCAB_SIZE, home=True)
+    generation = Generation(Request(PROMPT, 20), vocab_size=VOCAB_SIZE, home=True)
     actions = generation.start(0.0)
     draft = guess(Random(0), PROMPT, 1, 5, branches=0)
     while not isinstance(actions[0], StartPass):
@@ -291,7 +292,7 @@ def test_a_verdict_that_is_no_path_is_refused(tokens, nodes):
 
 
 def test_events_out_of_phase_are_refused():
-    generation = Generation(Request(1, PROMPT, 20), vocab_size=VOCAB_SIZE)
+    generation = Generation(Request(PROMPT, 20), vocab_size=VOCAB_SIZE)
     with pytest.raises(RuntimeError, match="phase: expected pass, got new"):
         generation.pass_finished([1], [], 0.0)
     generation.start(0.0)
@@ -301,7 +302,7 @@ def test_events_out_of_phase_are_refused():
 
 def test_the_targets_positions_bound_trees_and_text():
     limits = Limits(max_length=len(PROMPT) + 4)
-    generation = Generation(Request(1, PROMPT, 20), vocab_size=VOCAB_SIZE, limits=limits)
+    generation = Generation(Request(PROMPT, 20), vocab_size=VOCAB_SIZE, limits=limits)
     generation.enrol(1)
     target = FakeTarget()
     target.start(1, PROMPT)
@@ -314,22 +315,22 @@ def test_the_targets_positions_bound_trees_and_text():
     assert actions[-1] == Finished("length")
     assert generation.output_ids == continuation(PROMPT, 5)
     with pytest.raises(ValueError, match="at most 4 tokens, got 5"):
-        Generation(Request(1, PROMPT, 1), vocab_size=VOCAB_SIZE, limits=Limits(max_length=4))
+        Generation(Request(PROMPT, 1), vocab_size=VOCAB_SIZE, limits=Limits(max_length=4))
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"token_ids": ()}, {"max_tokens": 0}, {"num_draws": 0}, {"token_ids": (VOCAB_SIZE,)}],
+    [{"token_ids": ()}, {"max_tokens": 0}, {"token_ids": (VOCAB_SIZE,)}],
 )
 def test_requests_out_of_range_are_refused(fields):
-    values = {"number": 1, "token_ids": PROMPT, "max_tokens": 5} | fields
+    values = {"token_ids": PROMPT, "max_tokens": 5} | fields
     with pytest.raises(ValueError, match="expected"):
         Generation(Request(**values), vocab_size=VOCAB_SIZE)
 
 
 def test_open_shares_the_seed_only_where_it_may():
     def seed(home=False, **fields):
-        request = Request(1, PROMPT, 5, seed=77, **fields)
+        request = Request(PROMPT, 5, Sampling(seed=77, **fields))
         return Generation(request, vocab_size=VOCAB_SIZE).open_message(64, home=home).seed
 
     assert seed() == 77
@@ -339,7 +340,7 @@ def test_open_shares_the_seed_only_where_it_may():
 
 
 def test_an_early_draft_that_proves_invalid_names_its_source():
-    request = Request(1, PROMPT, 20, rule="rejection", num_draws=1)
+    request = Request(PROMPT, 20, Sampling(rule="rejection", num_draws=1))
     generation = Generation(request, vocab_size=VOCAB_SIZE)
     generation.enrol(1)
     generation.start(0.0)
@@ -355,7 +356,7 @@ def test_an_early_draft_that_proves_invalid_names_its_source():
 
 
 def test_a_home_drafter_that_adds_nothing_is_not_asked_again_this_round():
-    generation = Generation(Request(1, PROMPT, 20), vocab_size=VOCAB_SIZE, home=True)
+    generation = Generation(Request(PROMPT, 20), vocab_size=VOCAB_SIZE, home=True)
     actions = generation.start(0.0)
     assert isinstance(actions[0], DraftAtHome)
     assert isinstance(generation.home_finished([], 0.1)[0], StartPass)
@@ -365,7 +366,7 @@ def test_a_home_drafter_that_adds_nothing_is_not_asked_again_this_round():
 
 def test_a_home_drafter_that_hangs_is_waited_for_once():
     """The text goes on without it, and its draft is taken when it comes after all."""
-    generation = Generation(Request(1, PROMPT, 9), vocab_size=VOCAB_SIZE, home=True)
+    generation = Generation(Request(PROMPT, 9), vocab_size=VOCAB_SIZE, home=True)
     target = FakeTarget()
     target.start(1, PROMPT)
     (asked,) = generation.start(0.0)
@@ -387,7 +388,7 @@ def test_a_home_drafter_that_hangs_is_waited_for_once():
 
 def test_a_full_tree_is_verified_without_more_drafting():
     limits = Limits(max_rows=3)
-    generation = Generation(Request(1, PROMPT, 20), vocab_size=VOCAB_SIZE, limits=limits, home=True)
+    generation = Generation(Request(PROMPT, 20), vocab_size=VOCAB_SIZE, limits=limits, home=True)
     generation.start(0.0)
     siblings = Draft(1, len(PROMPT), generation.check, (1, 2, 3), (-1, -1, -1))
     assert isinstance(generation.home_finished([siblings], 8.0)[0], StartPass)

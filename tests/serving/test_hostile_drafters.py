@@ -32,6 +32,7 @@ from wanspec_kernels.wire import (
     check_of,
     encode,
 )
+from wanspec_kernels.wire.sampling import Sampling
 
 READS_ALL = AdmissionConfig(1e9, 1e9, 1e9, max_malformed=10**9)
 BAD = {
@@ -266,7 +267,9 @@ def test_a_flood_takes_little_of_the_loop_and_others_are_heard(keys, name):
     async def scenario(service, dial):
         async with dial("second") as friend:
             await friend.join()
-            generation = asyncio.create_task(service.generate(PROMPT, max_tokens=30, rule=rule))
+            generation = asyncio.create_task(
+                service.generate(PROMPT, max_tokens=30, sampling=Sampling(rule=rule))
+            )
             opened = await friend.hear(Open)
             if "in quarantine" in name:
                 async with dial("first") as hostile:

@@ -21,6 +21,7 @@ from wanspec_kernels.drafts.session import SessionConfig
 from wanspec_kernels.serving.endpoint import EndpointConfig
 from wanspec_kernels.serving.service import ServiceConfig, VerifierService
 from wanspec_kernels.wire import Close, Draft, Error, ErrorCode, Hello, Open, check_of
+from wanspec_kernels.wire.sampling import Sampling
 
 
 def test_a_drafter_helps_and_the_text_is_the_targets_own(keys):
@@ -87,10 +88,9 @@ def test_numbers_of_any_kind_reach_the_drafters(keys):
         result = await service.generate(
             PROMPT,
             max_tokens=10,
-            temperature=Fraction(1, 2),
-            top_k=np.int64(7),
-            top_p=np.float32(0.5),
-            seed=np.uint8(3),
+            sampling=Sampling(
+                Fraction(1, 2), top_k=np.int64(7), top_p=np.float32(0.5), seed=np.uint8(3)
+            ),
         )
         assert result.statistics.home_failures == 0
 
@@ -207,14 +207,14 @@ def test_a_drafter_that_leaves_between_requests_is_forgotten(keys):
             await drafter.join()
             generation = asyncio.create_task(service.generate(PROMPT, max_tokens=20))
             drafting = asyncio.create_task(drafter.draft_forever())
-            await until(lambda: service._estimates.paces)
+            await until(lambda: service._estimates.sources.paces)
             target.free()
             await generation
             await drafting
             await drafter.say(Hello(bytes(32), "another", 4, 256, 0))
             await until(lambda: not any(session.ready for session in service.sessions))
-        assert not service._estimates.paces
-        assert not service._estimates.usefulness._records
+        assert not service._estimates.sources.paces
+        assert not service._estimates.sources.usefulness._records
 
     run(keys, scenario, target=target)
 

@@ -105,7 +105,7 @@ def test_every_wait_ends_whatever_the_policy_answers(seed, answers, kinds, wakes
 
 
 def request(policy, **options):
-    generation = Generation(Request(1, PROMPT, 9), vocab_size=VOCAB_SIZE, policy=policy, **options)
+    generation = Generation(Request(PROMPT, 9), vocab_size=VOCAB_SIZE, policy=policy, **options)
     return generation, generation.start(0.0)
 
 

@@ -2,6 +2,7 @@
 
 from hypothesis import strategies as st
 
+from wanspec_kernels.sampling import LEAST_TOP_P
 from wanspec_kernels.wire import (
     Close,
     Commit,
@@ -50,7 +51,7 @@ def opens(draw: st.DrawFn) -> Open:
         rule="rejection" if rejection else "match",
         temperature=draw(st.one_of(st.just(0.0), st.floats(0.01, 100.0))),
         top_k=draw(st.integers(0, 2**31 - 1)),
-        top_p=draw(st.floats(0, 1, exclude_min=True)),
+        top_p=draw(st.floats(LEAST_TOP_P, 1)),
         min_p=draw(st.floats(0, 1)),
         seed=None if rejection else draw(st.none() | st.integers(-(2**63), 2**63 - 1)),
         max_nodes=draw(st.integers(1, 4096)),

@@ -14,7 +14,7 @@ from wanspec_kernels.commands.options import (
     Seed,
     TargetOption,
     Temperature,
-    check_sampling,
+    sampling_of,
 )
 
 MAX_ROUND_TRIP_MS = 10_000.0
@@ -76,7 +76,7 @@ def demo(
     """
     round_trips = numbers("--round-trip-ms", round_trip_ms, 0.0, MAX_ROUND_TRIP_MS)
     round_trips = (round_trips + round_trips[-1:] * drafters)[:drafters]
-    check_sampling(temperature=temperature, seed=seed)
+    sampling = sampling_of(temperature=temperature, seed=seed, rule=rule.value)
     if prompt == "":
         fail("--prompt: expected text, got none")
 
@@ -95,9 +95,7 @@ def demo(
         prompts=(("prompt", prompt),) if prompt is not None else _held_out_prompts(),
         model=model,
         draft=draft,
-        temperature=temperature,
-        seed=seed,
-        rule=rule.value,
+        sampling=sampling,
         max_tokens=max_tokens,
         round_trips_ms=round_trips,
         target_pass_ms=target_pass_ms,

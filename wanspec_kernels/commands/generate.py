@@ -20,7 +20,7 @@ from wanspec_kernels.commands.options import (
     Temperature,
     TopK,
     TopP,
-    check_sampling,
+    sampling_of,
 )
 from wanspec_kernels.text_stream import TextStream
 from wanspec_kernels.wire import keys
@@ -110,7 +110,14 @@ def generate(
     if wait_for_drafters and bind is None:
         fail("--wait-for-drafters: expected --bind with it")
     text = _standard_input() if prompt == "-" else prompt
-    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    sampling = sampling_of(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        rule=rule.value,
+    )
 
     from wanspec_kernels.assembly import Pair, VocabularyMismatchError
     from wanspec_kernels.commands import waiting
@@ -177,12 +184,7 @@ def generate(
                 token_ids,
                 max_tokens=max_tokens,
                 stop_token_ids=pair.target.end_token_ids,
-                rule=rule.value,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                seed=seed,
+                sampling=sampling,
                 on_tokens=show,
             )
         print(stream.flush())

@@ -1,11 +1,14 @@
 """Options that several commands have, each explained once."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wanspec_kernels.command_line import choice, fail, number, whole
+
+if TYPE_CHECKING:
+    from wanspec_kernels.wire.sampling import Sampling
 
 
 class Rule(StrEnum):
@@ -70,12 +73,12 @@ DeviceOption = Annotated[
 ]
 
 
-def check_sampling(**values: float) -> None:
-    """Refuse what `SamplingParams` would, before a model is loaded."""
-    from wanspec_kernels.sampling import SamplingParams
+def sampling_of(**values: Any) -> "Sampling":
+    """What the options of these names say; what is out of range is refused by its option."""
+    from wanspec_kernels.wire.sampling import Sampling
 
     try:
-        SamplingParams.build(1, **values)  # type: ignore[arg-type]
+        return Sampling(**values)
     except ValueError as error:
         name, _, rest = str(error).partition(":")
         fail(f"--{name.replace('_', '-')}:{rest}")

@@ -20,7 +20,7 @@ from wanspec_kernels.commands.options import (
     DeviceOption,
     TargetOption,
     Temperature,
-    check_sampling,
+    sampling_of,
 )
 from wanspec_kernels.commands.progress import progress_bar
 
@@ -58,7 +58,7 @@ def trace(
     `wanspec simulate` and `wanspec plan` play the file back, so they need neither model. If you
     stop this command with Ctrl-C, the file gets the texts that were complete.
     """
-    check_sampling(temperature=temperature)
+    sampling_of(temperature=temperature)
     texts = _prompts(prompts)
 
     from wanspec_kernels.assembly import Pair, VocabularyMismatchError

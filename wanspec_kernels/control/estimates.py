@@ -4,42 +4,16 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from wanspec_kernels.drafts.usefulness import Usefulness
-from wanspec_kernels.drafts.worth import TRUSTED, Worths
+from wanspec_kernels.drafts.sources import Sources
 
 # What took longer, in target passes, is no pace but a pause: a clock jumped, a process stood still.
 MAX_ROUND_PASSES = 4.0
-MAX_REPLY_GROWTH = 4.0  # of a reply over those before
 SERVED_FADING = 0.95  # a target pass
 HOME_PATIENCE_PASSES = 2.0  # of the target, for one at home: what takes half as long pays nothing
 FEW_HOME_SAMPLES = 4
 # How often home is right where a remote was wrong, before that was seen. When this was 0.2, a liar
 # that was right half the time kept home from drafting, and so from showing it: 1.26 times the time.
 PRIOR_RESCUE, PRIOR_MISSES = 0.5, 2.0
-
-
-@dataclass(slots=True)
-class Pace:
-    """When one remote drafter is heard: smoothed means and deviations, in ms."""
-
-    reply_ms: float | None = None  # from a commit to the first draft that knows of it
-    reply_deviation_ms: float = 0.0
-    every_ms: float = 4.0  # between two additions
-    heard_ms: float | None = None  # last
-
-    def replied(self, after_ms: float) -> None:
-        if self.reply_ms is None:
-            self.reply_ms = after_ms
-            return
-        error = min(after_ms, MAX_REPLY_GROWTH * max(1.0, self.reply_ms)) - self.reply_ms
-        self.reply_ms += 0.25 * error
-        self.reply_deviation_ms += 0.25 * (abs(error) - self.reply_deviation_ms)
-
-    def heard(self, now: float, max_gap_ms: float) -> None:
-        """An addition came; a gap longer than `max_gap_ms` is no pace but a pause."""
-        if self.heard_ms is not None and now - self.heard_ms < max_gap_ms:
-            self.every_ms += 0.1 * (now - self.heard_ms - self.every_ms)
-        self.heard_ms = now
 
 
 @dataclass(slots=True)
@@ -76,9 +50,7 @@ class Estimates:
     home_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))  # a draft pass
     home_retry: float = 50.0  # a sample is forgotten after so many times its own duration,
     first_home_retry: float = 5.0  # the first few sooner, each time twice as late as before
-    worths: Worths = field(default_factory=Worths)
-    paces: dict[int, Pace] = field(default_factory=dict)  # by source
-    usefulness: Usefulness = field(default_factory=Usefulness)
+    sources: Sources = field(default_factory=Sources)
     _home_sure_ms: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     _last_home_ms: float | None = None
     _home_is_pure: bool = False  # all samples are of drafts that read nothing
@@ -125,22 +97,10 @@ class Estimates:
         """As much of a round's time as was no pause."""
         return min(ms, MAX_ROUND_PASSES * self.target_pass_ms)
 
-    def counts(self, source: int) -> bool:
-        """Whether a remote may be waited for, and left to serve."""
-        return self.worths.credit(source) >= TRUSTED
-
-    def pace(self, source: int) -> Pace:
-        return self.paces.setdefault(source, Pace())
-
-    def retire(self, source: int) -> None:
-        """A drafter has gone."""
-        self.usefulness.retire(source)
-        self.paces.pop(source, None)
-        self.worths.retire(source)
-
     def observe_pass(self, duration_ms: float, depth: int, num_accepted: int) -> None:
         """A target pass over a tree of this depth ended."""
         self.target_ms.append(duration_ms)
+        self.sources.round_ms = self.target_pass_ms
         self._since_home_ms += duration_ms
         if self.home_ms and self._since_home_ms > self._home_retry_factor * self._home_sure_ms[0]:
             self.home_ms.popleft()

@@ -3,18 +3,12 @@
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from wanspec_kernels.drafts.replies import Arrival
+
+__all__ = ["Arrival"]
+
 MIN_WAIT_MS = 0.1  # shorter ones could follow each other without end, for want of digits
 MAX_WAIT_MS = 1000.0  # a round, whatever a clock that jumps says of pass times
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """What is to be expected of one remote drafter."""
-
-    next_ms: float  # when it should be heard next, on the clock of `View.now_ms`
-    every_ms: float  # between two additions to the tree
-    open_mass: float  # probability that the path leaves the tree where this drafter grows it
-    source: int = -1  # who
 
 
 @dataclass(frozen=True, slots=True)

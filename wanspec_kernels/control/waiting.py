@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from wanspec_kernels.control.policy import Arrival
+from wanspec_kernels.drafts.replies import Arrival
 
 LEAST_WAIT_MS = 0.1  # Shorter ones could follow each other without end, for want of digits.
 MAX_LEVELS = 16  # looked ahead, of each drafter's tree

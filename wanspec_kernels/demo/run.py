@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -20,6 +20,7 @@ from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.serving.service import GenerationResult, VerifierService
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.wire.keys import AllowList, load_secret
+from wanspec_kernels.wire.sampling import Sampling
 
 HOME_NAME = "home"
 READY_S = 120.0
@@ -35,9 +36,7 @@ class Settings:
     prompts: tuple[tuple[str, str], ...]  # (name, text)
     model: str
     draft: str
-    temperature: float
-    seed: int
-    rule: Literal["match", "rejection"]
+    sampling: Sampling
     max_tokens: int
     round_trips_ms: tuple[float, ...]  # of the drafters' links
     target_pass_ms: float
@@ -156,9 +155,7 @@ async def _generate(
         pair.target.tokenizer(text)["input_ids"],
         max_tokens=settings.max_tokens,
         stop_token_ids=pair.target.end_token_ids,
-        rule=settings.rule,
-        temperature=settings.temperature,
-        seed=settings.seed,
+        sampling=settings.sampling,
         on_tokens=on_tokens,
     )
     if observer is not None:

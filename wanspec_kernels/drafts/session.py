@@ -183,13 +183,23 @@ class Session:
                     return [Commit(request.number, length, missing, request.check)]
         if not self._may_open(known, now):
             return []
-        if known is None and len(self._known) >= self.hello.max_requests:
+        held = sum(each.declined_ms is None for each in self._known.values())
+        if known is None and held >= self.hello.max_requests:
             self.counters["over_capacity"] += 1
             return []
         if length > MAX_PROMPT_TOKENS:
             self.counters["too_long"] += 1
             return []
         return [request.open_message(max_nodes)]
+
+    def declined(self, now: float) -> frozenset[int]:
+        """Requests that the drafter will not have for now."""
+        return frozenset(
+            request
+            for request, known in self._known.items()
+            if known.declined_ms is not None
+            and now - known.declined_ms < self.config.capacity_retry_ms
+        )
 
     def knows(self, request: int) -> bool:
         return request in self._known and self._known[request].length is not None

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import count
 from typing import Any, Protocol, TypeVar
 
 from wanspec_kernels.control.home import DraftAtHome, HomeJob
@@ -53,7 +52,6 @@ class Engine:
         self._runner = runner
         self._home = home
         self._known_at_home: set[int] = set()  # requests that it was told of
-        self._numbers = count(1)
         self._streams: dict[int, Stream] = {}
         self._wake = asyncio.Event()
         self._target_worker = ThreadPoolExecutor(1, "wanspec-target")
@@ -88,8 +86,8 @@ class Engine:
         self._target_worker.shutdown(wait=False, cancel_futures=True)
         self._home_worker.shutdown(wait=False, cancel_futures=True)
 
-    def submit(self, request: Callable[[int], Request]) -> Stream:
-        """Queue a request; `request` makes it of the number that it is given.
+    def submit(self, request: Request) -> Stream:
+        """Queue a request.
 
         Raises:
             RefusedError: the queue is full, or the prompt can never fit.
@@ -98,9 +96,8 @@ class Engine:
         """
         if self._loop is None or self._loop.done():
             raise RuntimeError("submit: expected a running engine, as by `async with Engine(...)`")
-        made = request(next(self._numbers))
-        sequence = self.scheduler.submit(made, _now_ms())
-        stream = self._streams[made.number] = Stream(sequence, self._cancel)
+        sequence = self.scheduler.submit(request, _now_ms())
+        stream = self._streams[sequence.number] = Stream(sequence, self._cancel)
         self._wake.set()
         return stream
 

@@ -9,7 +9,7 @@ from wanspec_kernels.control.estimates import Estimates
 from wanspec_kernels.control.home_work import HomeWork
 from wanspec_kernels.control.policies import ExpectedGain
 from wanspec_kernels.control.policy import Policy, View
-from wanspec_kernels.control.replies import Replies
+from wanspec_kernels.drafts.replies import Replies
 from wanspec_kernels.control.rival import Race
 from wanspec_kernels.control.row_budget import RowBudget
 from wanspec_kernels.control.waits import Waits
@@ -43,6 +43,7 @@ class Generation:
         self,
         request: Request,
         *,
+        number: int = 1,
         vocab_size: int,
         policy: Policy | None = None,
         estimates: Estimates | None = None,
@@ -50,28 +51,30 @@ class Generation:
         limits: Limits | None = None,
         home: bool = False,
     ) -> None:
+        self.number = number
         self.request = request
+        sampling = request.sampling
         self.limits = limits or Limits()
         self.policy: Policy = policy or ExpectedGain()
         self.estimates = estimates or Estimates()
         # What was drawn may not decide what is verified: under `rejection` the budget is fixed.
-        self.rows = rows if request.rule == "match" else None
+        self.rows = rows if sampling.rule == "match" else None
         if max(request.token_ids) >= vocab_size or min(request.token_ids) < 0:
             raise ValueError(f"token_ids: expected tokens of 0..{vocab_size - 1}, got another")
         max_length = self.limits.max_length
         if max_length is not None and len(request.token_ids) > max_length:
             got = len(request.token_ids)
             raise ValueError(f"token_ids: expected at most {max_length} tokens, got {got}")
-        rejection = request.rule == "rejection"
+        rejection = sampling.rule == "rejection"
         self.pool = Pool(
-            request.number,
+            number,
             request.token_ids,
             vocab_size=vocab_size,
-            rule=request.rule,
-            num_draws=request.num_draws if rejection else 0,
-            replacement=request.replacement,
+            rule=sampling.rule,
+            num_draws=sampling.num_draws if rejection else 0,
+            replacement=sampling.replacement,
             max_source_nodes=self.limits.max_source_nodes,
-            worths=self.estimates.worths,
+            worths=self.estimates.sources.worths,
         )
         self.statistics = Statistics()
         self.output_ids: list[int] = []
@@ -91,11 +94,7 @@ class Generation:
         self._race = Race(self.estimates)
         self._at_hand: Selection | None = None  # when the target fell free
         self._followed = self._left = 0.0  # the pool's counts at the last commit
-        self._replies = Replies(self.estimates)
-
-    @property
-    def number(self) -> int:
-        return self.request.number
+        self._replies = Replies(self.estimates.sources)
 
     @property
     def token_ids(self) -> list[int]:
@@ -129,33 +128,25 @@ class Generation:
         A text too long for an OPEN is cut for home, which gets all of it with every DraftAtHome;
         remotes are not to be asked then.
         """
-        r = self.request
         text = self.pool.token_ids
-        rejection = r.rule == "rejection"
-        return Open(
-            request=r.number,
-            token_ids=tuple(text[:MAX_PROMPT_TOKENS] if home else text),
-            rule=r.rule,
-            temperature=r.temperature,
-            top_k=r.top_k,
-            top_p=r.top_p,
-            min_p=r.min_p,
-            seed=r.seed if not rejection and (home or r.share_seed) else None,
+        return Open.of(
+            self.number,
+            text[:MAX_PROMPT_TOKENS] if home else text,
+            self.request.sampling,
             max_nodes=max_nodes,
             max_depth=self.limits.max_depth,
-            num_draws=r.num_draws if rejection else 0,
-            replacement=r.replacement if rejection else False,
+            trusted=home,
         )
 
     def max_nodes_of(self, source: int, most: int) -> int:
         """Of the tree that a remote drafter is asked for, which keeps `most`."""
-        return self.estimates.usefulness.max_nodes(source, most)
+        return self.estimates.sources.usefulness.max_nodes(source, most)
 
     def enrol(self, source: int, round_trip_ms: float | None = None) -> None:
         """OPEN was sent to a remote drafter, for the first time or anew."""
         self.pool.enrol(source)
-        self.estimates.usefulness.enrol(source)
-        pace = self.estimates.pace(source)
+        self.estimates.sources.usefulness.enrol(source)
+        pace = self.estimates.sources.pace(source)
         if round_trip_ms is not None and pace.reply_ms is None:
             pace.reply_ms = round_trip_ms
 
@@ -163,7 +154,7 @@ class Generation:
         """A drafter has gone, and nothing is expected of it any more."""
         self.pool.retire(source)
         self._replies.retire(source)
-        self.estimates.retire(source)
+        self.estimates.sources.retire(source)
 
     def start(self, now: float) -> list[Action]:
         self._expect(_Phase.NEW)
@@ -205,7 +196,7 @@ class Generation:
             self.rows.observe(num_rows, self._max_rows, accepted_nodes, pass_ms, idle_ms)
 
         drafted_by = [sources[node][0] for node in accepted_nodes]
-        self.estimates.usefulness.observe(drafted_by)
+        self.estimates.sources.usefulness.observe(drafted_by)
         committed, reason = self._until_end(token_ids)
         flags: tuple[int | None, ...] = (*drafted_by, None)[: len(committed)]
         self.output_ids += committed
@@ -316,7 +307,7 @@ class Generation:
             return []
         home.begins(passes, now)
         known = None
-        if self.request.rule == "match" and len(selection.depths) > 1:
+        if self.request.sampling.rule == "match" and len(selection.depths) > 1:
             known = self.pool.as_draft(selection)
         return [DraftAtHome(tuple(self.pool.token_ids), passes, known)]
 

@@ -1,51 +1,28 @@
-"""Request: what is asked of a verifier, and how large its trees may get."""
+"""Request: what is asked of the target, and how large its trees may get."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
-from wanspec_kernels.wire import MAX_DRAWS
 from wanspec_kernels.wire.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for; sampling fields as in `SamplingParams`, one value each."""
+    """A prompt, how its continuation is sampled, and where that ends.
 
-    number: int
+    Raises:
+        ValueError: a value is out of range.
+    """
+
     token_ids: tuple[int, ...]  # the prompt
     max_tokens: int
-    stop_token_ids: frozenset[int] = frozenset()
-    rule: Literal["match", "rejection"] = "match"
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    share_seed: bool = True  # under `match`: drafters may rank by the target's own noise
-    num_draws: int = 4  # under `rejection`: of each source at each expanded node
-    replacement: bool = False  # of those draws
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            self.min_p,
-            self.seed,
-            self.rule,
-            self.share_seed,
-            self.num_draws,
-            self.replacement,
-        )
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_token_ids: frozenset[int] = frozenset()  # The text ends with the first of them.
 
     def __post_init__(self) -> None:
         if not self.token_ids:
             raise ValueError("token_ids: expected a prompt of at least one token, got none")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: expected at least 1, got {self.max_tokens}")
-        if not 1 <= self.num_draws <= MAX_DRAWS:
-            raise ValueError(f"num_draws: expected 1..{MAX_DRAWS}, got {self.num_draws}")
 
 
 @dataclass(frozen=True, slots=True)

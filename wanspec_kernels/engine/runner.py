@@ -84,7 +84,7 @@ class Runner:
         result = verify_tree(
             tree,
             logits,
-            _sampling_params([part.sampling for part in parts], device),
+            sampling_params([part.sampling for part in parts], device),
             root_slots.long() + 1,
             rule="match" if draws is None else "rejection",
             draft=draws,
@@ -201,7 +201,8 @@ def _has_draws(part: Part) -> bool:
     return _tree_of(part).expansions is not None
 
 
-def _sampling_params(samplings: Sequence[Sampling], device: torch.device) -> SamplingParams:
+def sampling_params(samplings: Sequence[Sampling], device: torch.device | str) -> SamplingParams:
+    """One value of each field for each request of a batch."""
     return SamplingParams.build(
         len(samplings),
         temperature=[s.temperature for s in samplings],

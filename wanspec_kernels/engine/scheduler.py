@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from itertools import count
 
 from wanspec_kernels.control.estimates import Estimates
 from wanspec_kernels.control.home import DraftAtHome, Home, HomeJob
@@ -100,6 +101,7 @@ class Scheduler:
         )
         self._batch = batch or SchedulerLimits()
         self._vocab_size = vocab_size
+        self._numbers = count(1)
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []  # in order of admission
         self._running: _Pass | None = None
@@ -129,14 +131,12 @@ class Scheduler:
         return self._wake_ms
 
     def submit(self, request: Request, now: float) -> Sequence:
-        """Put a request at the end of the queue.
+        """Give a request a number and put it at the end of the queue.
 
         Raises:
             RefusedError: the queue is full, or the prompt can never fit.
-            ValueError: the number is in use, or a token is none of the target's.
+            ValueError: a token is none of the target's.
         """
-        if request.number in self.sequences:
-            raise ValueError(f"request {request.number}: expected a new number, it is in use")
         if len(self._waiting) >= self._batch.max_queue:
             raise RefusedError(f"queue: expected room for a request, {len(self._waiting)} wait")
         assert self._limits.max_length is not None
@@ -147,6 +147,7 @@ class Scheduler:
                 f"positions allow, got {len(request.token_ids)}"
             )
         sequence = Sequence(
+            next(self._numbers),
             request,
             vocab_size=self._vocab_size,
             limits=self._limits,
@@ -155,7 +156,7 @@ class Scheduler:
         )
         if self.home is not None:
             sequence.pool.enrol(HOME)
-        self.sequences[request.number] = sequence
+        self.sequences[sequence.number] = sequence
         self._waiting.append(sequence)
         self._wake_ms = now
         return sequence
@@ -372,7 +373,7 @@ class Scheduler:
             if read == sequence.unread:
                 deciding.append(sequence)
         # Neighbours of one rule are verified together.
-        deciding.sort(key=lambda sequence: sequence.request.rule)
+        deciding.sort(key=lambda sequence: sequence.request.sampling.rule)
         return reading, deciding
 
     def _choose(self, reading: dict[int, int], deciding: Many[Sequence]) -> tuple[Chosen, int]:

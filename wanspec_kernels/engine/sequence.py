@@ -31,6 +31,7 @@ class Sequence:
 
     def __init__(
         self,
+        number: int,
         request: Request,
         *,
         vocab_size: int,
@@ -40,7 +41,9 @@ class Sequence:
     ) -> None:
         if max(request.token_ids) >= vocab_size or min(request.token_ids) < 0:
             raise ValueError(f"token_ids: expected tokens of 0..{vocab_size - 1}, got another")
-        rejection = request.rule == "rejection"
+        sampling = request.sampling
+        rejection = sampling.rule == "rejection"
+        self.number = number
         self.request = request
         self.limits = limits
         self.state = State.WAITING
@@ -53,12 +56,12 @@ class Sequence:
         self.is_cancelled = False
         self.num_written = 0  # slots that hold keys and values of the text
         self.pool = Pool(
-            request.number,
+            number,
             request.token_ids,
             vocab_size=vocab_size,
-            rule=request.rule,
-            num_draws=request.num_draws if rejection else 0,
-            replacement=request.replacement,
+            rule=sampling.rule,
+            num_draws=sampling.num_draws if rejection else 0,
+            replacement=sampling.replacement,
             max_source_nodes=limits.max_source_nodes,
             worths=estimates.worths,
         )
@@ -66,10 +69,6 @@ class Sequence:
         self.replies.committed(self.pool.length, now)
         self._estimates = estimates
         self._counted = (0.0, 0.0)  # the pool's followed and left at the last commit
-
-    @property
-    def number(self) -> int:
-        return self.request.number
 
     @property
     def token_ids(self) -> list[int]:
@@ -110,21 +109,13 @@ class Sequence:
 
     def open_message(self, max_nodes: int, *, home: bool = False) -> Open:
         """OPEN with all that is committed. Home is trusted: it gets the seed under any `match`."""
-        r = self.request
-        rejection = r.rule == "rejection"
-        return Open(
-            request=r.number,
-            token_ids=tuple(self.pool.token_ids),
-            rule=r.rule,
-            temperature=r.temperature,
-            top_k=r.top_k,
-            top_p=r.top_p,
-            min_p=r.min_p,
-            seed=r.seed if not rejection and (home or r.share_seed) else None,
+        return Open.of(
+            self.number,
+            self.pool.token_ids,
+            self.request.sampling,
             max_nodes=max_nodes,
             max_depth=self.limits.max_depth,
-            num_draws=r.num_draws if rejection else 0,
-            replacement=r.replacement if rejection else False,
+            trusted=home,
         )
 
     def max_nodes_of(self, source: int, most: int) -> int:

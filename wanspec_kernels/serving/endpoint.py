@@ -153,7 +153,7 @@ class Endpoint:
     def attach(self, generation: Generation) -> None:
         self._generation = generation
         # Only draws make a message large; under `match` none has a use.
-        draws = generation.request.rule == "rejection"
+        draws = generation.request.sampling.rule == "rejection"
         self._admission.max_bytes = MAX_MESSAGE_BYTES if draws else MAX_PLAIN_BYTES
         self.source_names = {}
         self.update_sessions()

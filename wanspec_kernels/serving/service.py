@@ -20,11 +20,12 @@ from wanspec_kernels.engine.actions import Committed, DraftAtHome, Finished, Sta
 from wanspec_kernels.engine.generation import Generation
 from wanspec_kernels.engine.interfaces import HomeDrafter, TargetModel
 from wanspec_kernels.engine.request import Limits, Request
+from wanspec_kernels.engine.runner import sampling_params
 from wanspec_kernels.engine.statistics import Statistics
-from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.serving.endpoint import Endpoint, EndpointConfig, now_ms
 from wanspec_kernels.wire import MAX_PROMPT_TOKENS, MAX_TREE_NODES, Draft
 from wanspec_kernels.wire.keys import AllowList, Secret
+from wanspec_kernels.wire.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class VerifierService:
                 vocabulary=vocabulary,
                 config=self.config.endpoint,
                 on_offer=self._wake.set,
-                on_leave=self._estimates.retire,
+                on_leave=self._estimates.sources.retire,
             )
 
     @property
@@ -158,15 +159,7 @@ class VerifierService:
         *,
         max_tokens: int,
         stop_token_ids: Collection[int] = (),
-        rule: Literal["match", "rejection"] = "match",
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        seed: int = 0,
-        share_seed: bool = True,
-        num_draws: int = 4,
-        replacement: bool = False,
+        sampling: Sampling | None = None,
         on_tokens: OnTokens | None = None,
     ) -> GenerationResult:
         """Continue a prompt; fields as in `Request`. `on_tokens` gets tokens and their sources.
@@ -177,39 +170,23 @@ class VerifierService:
         """
         if self._closed:
             raise RuntimeError("generate: expected an open service, got a closed one")
-        sampling = SamplingParams.build(
-            1, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
-        )
         request = Request(
-            number=next(self._request_numbers),
-            token_ids=tuple(token_ids),
-            max_tokens=max_tokens,
-            stop_token_ids=frozenset(stop_token_ids),
-            rule=rule,
-            # Python's own numbers, which the wire takes; any other kind has been checked.
-            temperature=float(temperature),
-            top_k=int(top_k),
-            top_p=float(top_p),
-            min_p=float(min_p),
-            seed=int(seed),
-            share_seed=share_seed,
-            num_draws=num_draws,
-            replacement=replacement,
+            tuple(token_ids), max_tokens, sampling or Sampling(), frozenset(stop_token_ids)
         )
         caller = asyncio.current_task()
         assert caller is not None
         self._callers.add(caller)
         try:
             async with self._one_at_a_time:
-                return await self._generate(request, sampling, on_tokens)
+                return await self._generate(request, on_tokens)
         finally:
             self._callers.discard(caller)
 
-    async def _generate(
-        self, request: Request, sampling: SamplingParams, on_tokens: OnTokens | None
-    ) -> GenerationResult:
+    async def _generate(self, request: Request, on_tokens: OnTokens | None) -> GenerationResult:
+        number = next(self._request_numbers)
         generation = Generation(
             request,
+            number=number,
             vocab_size=self._vocab_size,
             policy=self.config.policy,
             estimates=self._estimates,
@@ -228,7 +205,10 @@ class VerifierService:
             started = True
             await asyncio.shield(
                 self._target_worker.submit(
-                    self._target.start, request.number, request.token_ids, sampling
+                    self._target.start,
+                    number,
+                    request.token_ids,
+                    sampling_params([request.sampling], "cpu"),
                 )
             )
             prompt_ms = now_ms() - began_ms
@@ -237,7 +217,7 @@ class VerifierService:
             if self._endpoint is not None:
                 self._endpoint.detach(generation.finish_reason or "cancelled")
             if started:
-                await _to_its_end(self._release(request.number, home))
+                await _to_its_end(self._release(number, home))
         assert generation.finish_reason is not None
         return GenerationResult(
             generation.output_ids,

@@ -45,7 +45,8 @@ class _Rounds:
         self._sequences: dict[int, Sequence] = {}
         for number in self._texts:
             sequence = self._sequences[number] = Sequence(
-                Request(number, PROMPT, s.tokens),
+                number,
+                Request(PROMPT, s.tokens),
                 vocab_size=s.trace.vocab_size,
                 limits=s.limits,
                 estimates=estimates,

@@ -51,11 +51,12 @@ class World:
         self.target = Accelerator(self.env)
         self.home = self.target if s.shares_accelerator else Accelerator(self.env)
         self.record = Record()
-        self.sequences: dict[int, Sequence] = {}  # alive
-        self.texts: dict[int, TracedText] = {}
+        self.sequences: dict[int, Sequence] = {}  # alive, by the scheduler's number
+        self.texts: dict[int, TracedText] = {}  # by the same number
         self._on_event = on_event
         self._left = s.requests
-        self._progress: dict[int, Progress] = {}
+        self._stories: dict[int, int] = {}  # which of the scenario's texts has which number
+        self._progress: dict[int, Progress] = {}  # by text
         self._statistics: dict[int, Statistics] = {}
         self._process = 0  # of the verifier: what earlier ones asked for is lost
         self._alarm = 0
@@ -77,8 +78,9 @@ class World:
             )
             for number, profile in enumerate(s.drafters, 1)
         ]
-        for number in range(1, s.requests + 1):
-            self._write(number)
+        for story in range(1, s.requests + 1):
+            self._write(story)
+        self._written = dict(self.texts), [dict(texts) for texts in self._drafted]
         self._begin_process()
 
     def run(self) -> list[RequestRun]:
@@ -91,14 +93,13 @@ class World:
     def start(self) -> None:
         """The requests come when the scenario says."""
         arrivals = [*self.scenario.arrivals_ms, *[0.0] * self.scenario.requests]
-        for number in self.texts:
-            ms = arrivals[number - 1]
+        for story, ms in zip(range(1, self.scenario.requests + 1), arrivals, strict=False):
             if ms > 0:
-                timeout = self.env.timeout(ms)
+                timeout = self.env.timeout(ms, story)
                 assert timeout.callbacks is not None
-                timeout.callbacks.append(lambda _, number=number: self._arrive(number))
+                timeout.callbacks.append(self._arrive)
             else:
-                self._submit(number)
+                self._submit(story)
         self._act()
 
     def restart(self) -> None:
@@ -110,8 +111,12 @@ class World:
             if remote.session.ready:
                 remote.disconnect()
         self._begin_process()
-        for number in list(self.sequences):
-            self._submit(number)
+        alive = [self._stories[number] for number in self.sequences]
+        self.sequences.clear()
+        for sequences in self._sequences_of:
+            sequences.clear()
+        for story in alive:
+            self._submit(story)
         self._act()
 
     def _begin_process(self) -> None:
@@ -131,14 +136,14 @@ class World:
         self._home_drafter = HomeDrafter(self._proposer, shape=s.home_shape)
         self._open_at_home: set[int] = set()
 
-    def _write(self, number: int) -> None:
+    def _write(self, story: int) -> None:
         s = self.scenario
         # Beyond the last token: what a tree may still reach.
-        length, seed = s.tokens + 2 * s.limits.max_depth, s.seed * 1_000_003 + number
-        self.texts[number] = TracedText(s.trace, length, seed)
+        length, seed = s.tokens + 2 * s.limits.max_depth, s.seed * 1_000_003 + story
+        self.texts[story] = TracedText(s.trace, length, seed)
         for profile, texts in zip(s.drafters, self._drafted, strict=True):
             if profile.trace is not None:
-                texts[number] = TracedText(profile.trace, length, seed)
+                texts[story] = TracedText(profile.trace, length, seed)
 
     def _texts_of(self, trace: Trace | None) -> dict[int, TracedText]:
         """What a drafter's model is played back from; its own trace is of the target's texts."""
@@ -148,22 +153,26 @@ class World:
             raise ValueError("a drafter's trace: expected the texts of the scenario's trace")
         return {}
 
-    def _arrive(self, number: int) -> None:
-        self._submit(number)
+    def _arrive(self, timeout: simpy.Event) -> None:
+        assert timeout.value is not None
+        self._submit(timeout.value)
         self._act()
 
-    def _submit(self, number: int) -> None:
+    def _submit(self, story: int) -> None:
         """A request comes, or goes on after a restart."""
         now = self.env.now
-        progress = self._progress.setdefault(number, Progress(now, now))
-        request = Request(
-            number,
-            (*PROMPT, *progress.token_ids),
-            self.scenario.tokens - len(progress.token_ids),
-        )
+        progress = self._progress.setdefault(story, Progress(now, now))
+        left = self.scenario.tokens - len(progress.token_ids)
+        request = Request((*PROMPT, *progress.token_ids), left)
         sequence = self.scheduler.submit(request, self.clock.now_ms)
+        number = sequence.number
+        self._stories[number] = story
+        texts, drafted = self._written
+        self.texts[number] = texts[story]
+        for mine, written in zip(self._drafted, drafted, strict=True):
+            mine[number] = written[story]
         self.sequences[number] = sequence
-        self._statistics[number] = sequence.statistics
+        self._statistics[story] = sequence.statistics
         for remote, sequences in self._drafters_of(number):
             sequences[number] = sequence
             remote.update(sequence)
@@ -221,7 +230,7 @@ class World:
         now, verdicts = self.env.now, []
         for part in plan.parts:
             if part.tree is not None:
-                done = len(self._progress[part.request].token_ids)
+                done = len(self._progress[self._stories[part.request]].token_ids)
                 token_ids, accepted = self.texts[part.request].verify(done, part.tree)
                 verdicts.append(Verdict(part.request, tuple(token_ids), tuple(accepted)))
         tokens = 0
@@ -230,7 +239,7 @@ class World:
             match event:
                 case Committed(number, token_ids):
                     tokens += len(token_ids)
-                    self._progress[number].commit(token_ids, now)
+                    self._progress[self._stories[number]].commit(token_ids, now)
                     if number in self.scheduler.sequences:
                         for remote, _ in self._drafters_of(number):
                             remote.update(self.sequences[number])
@@ -277,8 +286,8 @@ class World:
     def _complete_record(self) -> None:
         record = self.record
         record.runs = [
-            progress.run(self.texts[number].token_ids, self._statistics[number])
-            for number, progress in sorted(self._progress.items())
+            progress.run(self._written[0][story].token_ids, self._statistics[story])
+            for story, progress in sorted(self._progress.items())
         ]
         record.ended_ms = self.env.now
         record.busy_ms = self.target.busy_ms

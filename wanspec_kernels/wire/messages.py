@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
 from struct import pack
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 from zlib import crc32
 
-from wanspec_kernels.sampling import MAX_TEMPERATURE, MIN_TEMPERATURE
+from wanspec_kernels.sampling import LEAST_TOP_P, MAX_TEMPERATURE, MIN_TEMPERATURE
 from wanspec_kernels.tree import Expansion
 from wanspec_kernels.wire import limits
 from wanspec_kernels.wire.checks import (
@@ -26,6 +26,7 @@ from wanspec_kernels.wire.checks import (
     tokens,
 )
 from wanspec_kernels.wire.errors import LimitExceeded, MalformedMessage
+from wanspec_kernels.wire.sampling import Rule, Sampling
 
 
 class ErrorCode(StrEnum):
@@ -93,8 +94,8 @@ class Open:
 
     request: int
     token_ids: tuple[int, ...]  # all that is committed
-    rule: Literal["match", "rejection"]
-    temperature: float  # these four as in SamplingParams
+    rule: Rule
+    temperature: float  # these four as in Sampling
     top_k: int
     top_p: float
     min_p: float
@@ -103,6 +104,52 @@ class Open:
     max_depth: int
     num_draws: int  # an expanded node gets under `rejection`; 0 under `match`
     replacement: bool  # of those draws; False under `match`
+
+    @classmethod
+    def of(
+        cls,
+        request: int,
+        token_ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_nodes: int,
+        max_depth: int,
+        trusted: bool = False,
+    ) -> "Open":
+        """OPEN for a request; who is trusted gets the seed under any `match`."""
+        s = sampling
+        rejection = s.rule == "rejection"
+        seed = s.seed if trusted and not rejection else s.shared_seed
+        return cls(
+            request=request,
+            token_ids=tuple(token_ids),
+            rule=s.rule,
+            # Python's own numbers, which the wire takes: a caller's may be of another kind.
+            temperature=float(s.temperature),
+            top_k=int(s.top_k),
+            top_p=float(s.top_p),
+            min_p=float(s.min_p),
+            seed=None if seed is None else int(seed),
+            max_nodes=max_nodes,
+            max_depth=max_depth,
+            num_draws=s.num_draws if rejection else 0,
+            replacement=s.replacement if rejection else False,
+        )
+
+    @property
+    def sampling(self) -> Sampling:
+        """As far as a drafter needs it: without a seed it is 0, and not shared."""
+        return Sampling(
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.seed or 0,
+            self.rule,
+            share_seed=self.seed is not None,
+            num_draws=max(1, self.num_draws),
+            replacement=self.replacement,
+        )
 
     def __post_init__(self) -> None:
         integer("request", self.request, 0, limits.MAX_REQUEST)
@@ -113,7 +160,7 @@ class Open:
                 f"temperature: expected 0 or {MIN_TEMPERATURE}..{MAX_TEMPERATURE}, got {t}"
             )
         integer("top_k", self.top_k, 0, 2**31 - 1)
-        if not 0 < number("top_p", self.top_p) <= 1:
+        if not LEAST_TOP_P <= number("top_p", self.top_p) <= 1:
             raise MalformedMessage(f"top_p: expected a number in (0, 1], got {self.top_p}")
         if not 0 <= number("min_p", self.min_p) <= 1:
             raise MalformedMessage(f"min_p: expected a number in [0, 1], got {self.min_p}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
-from wanspec_kernels.sampling import MAX_TEMPERATURE, MIN_TEMPERATURE
+from wanspec_kernels.sampling import LEAST_TOP_P, MAX_TEMPERATURE, MIN_TEMPERATURE
 from wanspec_kernels.wire.limits import MAX_DRAWS
 
 Rule = Literal["match", "rejection"]
@@ -36,7 +36,7 @@ class Sampling:
             )
         if not 0 <= self.top_k < 1 << 31:
             raise ValueError(f"top_k: expected 0 (off) or a positive count, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
+        if not LEAST_TOP_P <= self.top_p <= 1:
             raise ValueError(f"top_p: expected a number in (0, 1], got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p: expected a number in [0, 1], got {self.min_p}")
@@ -46,3 +46,11 @@ class Sampling:
             raise ValueError(f"rule: expected 'match' or 'rejection', got {self.rule!r}")
         if not 1 <= self.num_draws <= MAX_DRAWS:
             raise ValueError(f"num_draws: expected 1..{MAX_DRAWS}, got {self.num_draws}")
+
+    @property
+    def shared_seed(self) -> int | None:
+        """What a remote drafter may know of the seed.
+
+        Under `rejection` acceptance coins come from it: who knows them can choose what passes.
+        """
+        return self.seed if self.share_seed and self.rule == "match" else None

@@ -1,21 +1,32 @@
 """Replies: when remotes are heard after a commit, as far as one request has seen it."""
 
 from collections.abc import Container
+from dataclasses import dataclass
 
-from wanspec_kernels.control.estimates import Estimates
-from wanspec_kernels.control.policy import Arrival
 from wanspec_kernels.drafts.selection import Selection
+from wanspec_kernels.drafts.sources import Sources
 
 MAX_COMMITS_TIMED = 64
-SILENT_PASSES = 1.5  # of the target; a remote not heard for so long, and a reply more, has gone
+SILENT_ROUNDS = 1.5  # a remote not heard for so long, and a reply more, has gone
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What is to be expected of one remote drafter."""
+
+    next_ms: float  # when it should be heard next
+    every_ms: float  # between two additions to the tree
+    open_mass: float  # probability that the path leaves the tree where this drafter grows it
+    source: int = -1  # who
 
 
 class Replies:
-    """Times commits and the first drafts that know of them; their paces go to `estimates`."""
+    """Times commits and the first drafts that know of them; the paces go to `sources`."""
 
-    def __init__(self, estimates: Estimates) -> None:
-        self._estimates = estimates
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
         self._newest: dict[int, int] = {}  # by source: the base length heard of
+        self._heard_ms: dict[int, float] = {}  # by source: when it last drafted for this request
         self._committed_ms: dict[int, float] = {}  # by length
         self._length = 0
 
@@ -27,8 +38,9 @@ class Replies:
 
     def heard(self, source: int, base_length: int, now: float) -> None:
         """A draft of a remote came."""
-        pace = self._estimates.pace(source)
-        pace.heard(now, self._estimates.target_pass_ms)
+        pace = self._sources.pace(source)
+        pace.heard(now, self._heard_ms.get(source), self._sources.round_ms)
+        self._heard_ms[source] = now
         if base_length <= self._newest.get(source, 0):
             return
         self._newest[source] = base_length
@@ -37,16 +49,17 @@ class Replies:
 
     def retire(self, source: int) -> None:
         self._newest.pop(source, None)
+        self._heard_ms.pop(source, None)
 
     def soonest_ms(self, among: Container[int], now: float) -> float | None:
         """The soonest reply, after a commit, of a remote that counts and has not fallen silent."""
-        patience_ms = SILENT_PASSES * self._estimates.target_pass_ms
+        patience_ms = SILENT_ROUNDS * self._sources.round_ms
         return min(
             (
                 pace.reply_ms
-                for source, pace in self._estimates.paces.items()
+                for source, pace in self._sources.paces.items()
                 if source in among
-                and self._estimates.counts(source)
+                and self._sources.counts(source)
                 and pace.reply_ms is not None
                 and pace.heard_ms is not None
                 and now - pace.heard_ms < pace.reply_ms + patience_ms
@@ -57,13 +70,14 @@ class Replies:
     def arrivals(self, among: Container[int], selection: Selection) -> tuple[Arrival, ...]:
         """What is to come of each remote next, and when."""
         found = []
-        for source, pace in self._estimates.paces.items():
-            if pace.reply_ms is None or source not in among or not self._estimates.counts(source):
+        for source, pace in self._sources.paces.items():
+            if pace.reply_ms is None or source not in among or not self._sources.counts(source):
                 continue
             mass = selection.open_mass_of(source)
             next_ms = None
-            if mass > 0 and pace.heard_ms is not None:
-                next_ms = pace.heard_ms + pace.every_ms
+            heard_ms = self._heard_ms.get(source)
+            if mass > 0 and heard_ms is not None:
+                next_ms = heard_ms + pace.every_ms
             elif self._newest.get(source, 0) < self._length:
                 committed_ms = self._committed_ms[self._length]
                 next_ms = committed_ms + pace.reply_ms + pace.reply_deviation_ms
