@@ -5,8 +5,8 @@ from enum import Enum
 from typing import Literal
 
 from wanspec_kernels.control.estimates import Estimates
-from wanspec_kernels.control.replies import Replies
 from wanspec_kernels.drafts.pool import HOME, Kind, Outcome, Pool
+from wanspec_kernels.drafts.replies import Replies
 from wanspec_kernels.engine.generation import check_verdict
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.statistics import Statistics
@@ -63,11 +63,11 @@ class Sequence:
             num_draws=sampling.num_draws if rejection else 0,
             replacement=sampling.replacement,
             max_source_nodes=limits.max_source_nodes,
-            worths=estimates.worths,
+            worths=estimates.sources.worths,
         )
-        self.replies = Replies(estimates)
+        self.replies = Replies(estimates.sources)
         self.replies.committed(self.pool.length, now)
-        self._estimates = estimates
+        self._sources = estimates.sources
         self._counted = (0.0, 0.0)  # the pool's followed and left at the last commit
 
     @property
@@ -120,21 +120,18 @@ class Sequence:
 
     def max_nodes_of(self, source: int, most: int) -> int:
         """Of the tree that a remote drafter is asked for, which keeps `most`."""
-        return self._estimates.usefulness.max_nodes(source, most)
+        return self._sources.usefulness.max_nodes(source, most)
 
     def enrol(self, source: int, round_trip_ms: float | None = None) -> None:
         """OPEN was sent to a remote drafter, for the first time or anew."""
         self.pool.enrol(source)
-        self._estimates.usefulness.enrol(source)
-        pace = self._estimates.pace(source)
-        if round_trip_ms is not None and pace.reply_ms is None:
-            pace.reply_ms = round_trip_ms
+        self._sources.enrol(source, round_trip_ms)
 
     def retire(self, source: int) -> None:
         """A drafter has gone, and nothing is expected of it any more."""
         self.pool.retire(source)
         self.replies.retire(source)
-        self._estimates.retire(source)
+        self._sources.retire(source)
 
     def offer(self, source: int, draft: Draft, now: float) -> Outcome:
         if self.done:
@@ -163,7 +160,7 @@ class Sequence:
         """
         check_verdict(tree, token_ids, accepted_nodes)
         drafted_by = [sources[node][0] for node in accepted_nodes]
-        self._estimates.usefulness.observe(drafted_by)
+        self._sources.usefulness.observe(drafted_by)
         committed, reason = self._until_end(token_ids)
         flags: tuple[int | None, ...] = (*drafted_by, None)[: len(committed)]
         self.output_ids += committed
