@@ -121,10 +121,16 @@ def generate(
 
     from wanspec_kernels.assembly import Pair, VocabularyMismatchError
     from wanspec_kernels.commands import waiting
+    from wanspec_kernels.control.policy import Policy
+    from wanspec_kernels.control.policies import EntropyGate, ExpectedGain, NeverLocal
     from wanspec_kernels.models import resolve_device, resolve_model
-    from wanspec_kernels.planning.candidates import POLICIES
     from wanspec_kernels.serving.endpoint import check_bind
 
+    policies: dict[str, Policy] = {
+        "expected-gain": ExpectedGain(),
+        "entropy-gate": EntropyGate(passes=8),
+        "never-local": NeverLocal(),
+    }
     # What can be found out at once is, for a large model takes minutes to load.
     with naming("--key"):
         secret = keys.load_secret(key) if key else None
@@ -173,7 +179,7 @@ def generate(
             secret=secret,
             allowed=allow_list,
             max_rows=rows,
-            policy=POLICIES[policy.value],
+            policy=policies[policy.value],
         )
         async with service:
             if bind is not None:

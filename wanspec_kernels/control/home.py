@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from wanspec_kernels.control.pass_times import PassTimes
+from wanspec_kernels.control.tuning import TUNING, Tuning
 from wanspec_kernels.wire import Draft
 
-PATIENCE_PASSES = 2.0  # of the target, that a draft pass is waited for
-FIRST_GUESS = 0.125  # of a pass of the target, for one at home
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # requests of a draft pass
 
 
@@ -27,16 +26,23 @@ class DraftAtHome:
 
 
 class Home:
-    """At most one draft pass is under way."""
+    """At most one draft pass is under way.
 
-    def __init__(self) -> None:
-        self.times = PassTimes(sizes=SIZES)
+    One that takes longer than it is waited for counts for as long as that. Home is then not asked,
+    as nothing that slow pays, but it may only have been warming up: it is tried again, soon at
+    first and each time twice as late.
+    """
+
+    def __init__(self, tuning: Tuning = TUNING) -> None:
+        self._tuning = tuning
+        self._times = PassTimes(sizes=SIZES, tuning=tuning)
         self.passes = 0
         self.asked: frozenset[int] = frozenset()  # whose drafts are under way
         self._spent: set[int] = set()  # whom another pass brings nothing, until their next commit
         self._began_ms: float | None = None
         self.until_ms = 0.0  # how long the pass under way is waited for
-        self._is_known = False
+        self._samples = self._retries = 0
+        self._ended_ms = self._last_ms = 0.0
 
     @property
     def is_busy(self) -> bool:
@@ -45,10 +51,23 @@ class Home:
     def has_more_for(self, request: int) -> bool:
         return request not in self._spent
 
-    def pass_ms(self, requests: int, target_ms: float) -> float:
-        if not self._is_known:
-            return FIRST_GUESS * target_ms
-        return self.times.ms(requests, 0)
+    def pass_ms(self, requests: int, target_ms: float, now: float) -> float:
+        """What a draft pass for so many is expected to take."""
+        if self._samples and now - self._ended_ms > self._retry_ms:
+            self._times = PassTimes(sizes=SIZES, tuning=self._tuning)
+            self._samples = 0
+            self._retries += 1
+        if not self._samples:
+            return self._tuning.first_home_share * target_ms
+        return self._times.ms(requests, 0)
+
+    @property
+    def _retry_ms(self) -> float:
+        t = self._tuning
+        after = t.home_retry
+        if self._samples < t.pass_samples:
+            after = min(after, t.first_home_retry * 2**self._retries)
+        return after * self._last_ms
 
     def is_awaited(self, now: float) -> bool:
         """A pass is under way, and has not taken longer than it is waited for."""
@@ -56,12 +75,16 @@ class Home:
 
     def begins(self, jobs: DraftAtHome, target_ms: float, now: float) -> None:
         self.asked = frozenset(job.request for job in jobs.jobs)
-        self._began_ms, self.until_ms = now, now + PATIENCE_PASSES * target_ms
+        self._began_ms, self.until_ms = now, now + self._tuning.home_patience_passes * target_ms
 
     def ends(self, now: float) -> None:
         assert self._began_ms is not None
-        self.times.observe(len(self.asked), 0, now - self._began_ms)
-        self._began_ms, self._is_known = None, True
+        self._last_ms = max(1e-3, min(now, self.until_ms) - self._began_ms)
+        self._times.observe(len(self.asked), 0, self._last_ms)
+        self._began_ms, self._ended_ms = None, now
+        self._samples += 1
+        if self._samples >= self._tuning.pass_samples:
+            self._retries = 0
         self.asked = frozenset()
         self.passes += 1
 

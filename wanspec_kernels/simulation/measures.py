@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from drafter.growth import GrowthShape
 from wanspec_kernels.simulation.record import Record
-from wanspec_kernels.simulation.rounds import run_rounds
+from wanspec_kernels.simulation.rounds import Rounds
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.world import World
 
@@ -19,6 +19,9 @@ CHAIN_DEPTHS = (3, 4, 5, 6, 7, 8, 10, 12, 16)
 TREE_DEPTHS = (4, 6, 8, 10, 12, 16, 20)
 TREE_WIDTHS = (1, 2, 4, 8, 16)
 TREE_CHILDREN = (2, 4, 8)
+BATCH_DEPTHS = (1, 2, 3, 4, 5, 6, 8)
+BATCH_ROWS = (2, 3, 4, 6, 8, 12, 16, 32)
+BATCH_WIDTHS = (2, 4, 16)
 FINALISTS = 8
 WARM_SHARE = 0.3  # of a run's tokens, before its pace is measured
 
@@ -46,9 +49,11 @@ class Measures:
     exact: bool  # every text is the target's own
 
 
-def measure(scenario: Scenario) -> Measures:
-    """Run a scenario."""
-    world = World(scenario)
+def measure(run: Scenario | Rounds) -> Measures:
+    """Run a scenario by the scheduler, or its texts by fixed co-located rounds."""
+    if isinstance(run, Rounds):
+        return measures_of(run.run())
+    world = World(run)
     world.run()
     return measures_of(world.record)
 
@@ -102,11 +107,27 @@ def mean(found: Sequence[M]) -> M:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Co-located speculation at its best: no drafter elsewhere, fixed passes a round."""
+    """Co-located speculation at its best: no drafter elsewhere, fixed passes and rows a round."""
 
     passes: int  # a round
+    rows: int  # of a request's tree, at most
     shape: GrowthShape
     measures: Measures
+
+    def rounds(self, scenario: Scenario) -> Rounds:
+        """Of the same kind, on the texts of a scenario."""
+        return Candidate(self.passes, self.rows, self.shape).rounds(scenario)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    passes: int
+    rows: int
+    shape: GrowthShape
+
+    def rounds(self, scenario: Scenario) -> Rounds:
+        limits = replace(scenario.limits, max_rows=self.rows)
+        return Rounds(replace(scenario, limits=limits), self.passes, self.shape)
 
 
 def plain(scenario: Scenario) -> Measures:
@@ -115,56 +136,76 @@ def plain(scenario: Scenario) -> Measures:
 
 
 def best_chain(*scenarios: Scenario, depths: Iterable[int] = CHAIN_DEPTHS) -> Baseline:
-    return _best(scenarios, [(depth, CHAIN) for depth in depths])
+    rows = scenarios[0].limits.max_rows
+    return _best(scenarios, [Candidate(depth, rows, CHAIN) for depth in depths])
 
 
 def best_tree(
-    *scenarios: Scenario, depths: Iterable[int] = TREE_DEPTHS, mapped: Map = map
+    *scenarios: Scenario, depths: Iterable[int] | None = None, mapped: Map = map
 ) -> Baseline:
-    """Over depth, nodes a pass and children a node, with the scenarios' rows.
+    """Over depth, nodes a pass and children a node; for several requests, over rows as well.
 
     `mapped` may spread the runs over processes.
     """
-    return _best(
-        scenarios,
-        [
-            (
-                depth,
-                GrowthShape(
-                    width=width,
-                    max_children=children,
-                    max_root_children=16,
-                    min_probability=0.002,
-                    min_path_probability=0.002,
-                ),
-            )
-            for depth in depths
-            for width in TREE_WIDTHS
-            for children in TREE_CHILDREN
-        ],
-        mapped,
+    return _best(scenarios, tree_candidates(scenarios[0], depths), mapped)
+
+
+def tree_candidates(scenario: Scenario, depths: Iterable[int] | None = None) -> list[Candidate]:
+    """One request takes all the rows that it may; several are in each other's way."""
+    most = scenario.limits.max_rows
+    if scenario.requests == 1:
+        shapes = [_tree(w, children) for w in TREE_WIDTHS for children in TREE_CHILDREN]
+        return [Candidate(d, most, shape) for d in depths or TREE_DEPTHS for shape in shapes]
+    shapes = [CHAIN, *(_tree(width, 8) for width in BATCH_WIDTHS)]
+    rows = sorted({min(rows, most) for rows in BATCH_ROWS})
+    return [
+        Candidate(d, r, shape)
+        for d in depths or BATCH_DEPTHS
+        for r in rows
+        if r > d  # else the last passes draft what nobody verifies
+        for shape in shapes
+    ]
+
+
+def _tree(width: int, children: int) -> GrowthShape:
+    return GrowthShape(
+        width=width,
+        max_children=children,
+        max_root_children=16,
+        min_probability=0.002,
+        min_path_probability=0.002,
     )
 
 
 def _best(
-    scenarios: Sequence[Scenario],
-    candidates: Sequence[tuple[int, GrowthShape]],
-    mapped: Map = map,
+    scenarios: Sequence[Scenario], candidates: Sequence[Candidate], mapped: Map = map
 ) -> Baseline:
-    """The best on average; those that are among the `FINALISTS` of the first scenario are tried."""
+    """The best on average; those that are among the `FINALISTS` of the first scenario are tried.
+
+    The first scenario is one of a single request, whose machines have the others in step with it.
+    """
 
     def latency_ms(baseline: Baseline) -> float:
         return baseline.measures.latency_ms
 
-    first, *others = scenarios
+    first = in_step(scenarios[0])
     found = sorted(mapped(partial(_fixed, [first]), candidates), key=latency_ms)
-    if others:
-        found = [_fixed(scenarios, (each.passes, each.shape)) for each in found[:FINALISTS]]
+    if len(scenarios) > 1 or first != scenarios[0]:
+        finalists = [Candidate(each.passes, each.rows, each.shape) for each in found[:FINALISTS]]
+        found = list(mapped(partial(_fixed, scenarios), finalists))
     best: Baseline = min(found, key=latency_ms)
     return best
 
 
-def _fixed(scenarios: Sequence[Scenario], candidate: tuple[int, GrowthShape]) -> Baseline:
-    passes, shape = candidate
-    found = [measures_of(run_rounds(scenario, passes, shape)) for scenario in scenarios]
-    return Baseline(passes, shape, mean(found))
+def in_step(scenario: Scenario) -> Scenario:
+    """One of the requests, where all of them take part in each pass with as many rows."""
+    if scenario.requests == 1:
+        return scenario
+    home = scenario.home and scenario.home.shared(scenario.requests)
+    target = scenario.target.shared(scenario.requests)
+    return replace(scenario, target=target, home=home, requests=1)
+
+
+def _fixed(scenarios: Sequence[Scenario], candidate: Candidate) -> Baseline:
+    found = [measure(candidate.rounds(scenario)) for scenario in scenarios]
+    return Baseline(candidate.passes, candidate.rows, candidate.shape, mean(found))

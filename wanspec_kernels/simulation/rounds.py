@@ -5,32 +5,41 @@ them, and a pass of the target over so many rows a request. The draft model has 
 accelerator, so nothing runs beside anything else.
 """
 
+from dataclasses import dataclass
+
 from drafter.growth import GrowthShape
 from drafter.home import HomeDrafter
+from wanspec_kernels.control.estimates import Estimates
 from wanspec_kernels.drafts.pool import HOME
 from wanspec_kernels.engine.request import Request
 from wanspec_kernels.engine.sequence import Sequence
-from wanspec_kernels.control.estimates import Estimates
 from wanspec_kernels.simulation.record import PassRun, Progress, Record
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.traced import PROMPT, TracedProposer, TracedText
 from wanspec_kernels.wire import MAX_TREE_NODES
 
 
-def run_rounds(scenario: Scenario, passes: int, shape: GrowthShape) -> Record:
-    """The scenario's texts, without its drafters; its limits say how many rows a tree has."""
-    return _Rounds(scenario, passes, shape).run()
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """The scenario's texts without its drafters; its limits say how many rows a tree has."""
+
+    scenario: Scenario
+    passes: int  # a round
+    shape: GrowthShape
+
+    def run(self) -> Record:
+        return _Running(self).run()
 
 
-class _Rounds:
-    def __init__(self, scenario: Scenario, passes: int, shape: GrowthShape) -> None:
-        s = self._scenario = scenario
+class _Running:
+    def __init__(self, rounds: Rounds) -> None:
+        s = self._scenario = rounds.scenario
         if s.home is None:
             raise ValueError("home: expected a draft model, got none")
         if s.arrivals_ms:
             raise ValueError("arrivals_ms: expected none, all requests are in step")
         self._home = s.home
-        self._passes = passes
+        self._passes = rounds.passes
         self._now = 0.0
         length = s.tokens + 2 * s.limits.max_depth
         self._texts = {
@@ -39,7 +48,7 @@ class _Rounds:
         }
         self._progress = {number: Progress(0.0, 0.0) for number in self._texts}
         self._proposer = TracedProposer(s.trace.vocab_size, self._texts, s.context)
-        self._drafter = HomeDrafter(self._proposer, shape=shape)
+        self._drafter = HomeDrafter(self._proposer, shape=rounds.shape)
         self._record = Record()
         estimates = Estimates()
         self._sequences: dict[int, Sequence] = {}

@@ -46,6 +46,11 @@ class Machine:
 REMOTE_SHAPE = GrowthShape.wide()
 
 
+def shape_of(rows: int, requests: int) -> GrowthShape:
+    """Of a remote drafter whose passes expand so many nodes, shared among its requests."""
+    return replace(REMOTE_SHAPE, width=max(1, rows // requests))
+
+
 @dataclass(frozen=True, slots=True)
 class DrafterProfile:
     link: LinkProfile

@@ -89,9 +89,7 @@ class TracedProposer:
 
     max_positions = MAX_POSITIONS
 
-    def __init__(
-        self, vocab_size: int, texts: dict[int, TracedText], context: int = 0
-    ) -> None:
+    def __init__(self, vocab_size: int, texts: dict[int, TracedText], context: int = 0) -> None:
         """Each text has so many tokens of `context` before it, which cost time and say nothing."""
         self.vocab_size = vocab_size
         self.rows = 0  # computed
