@@ -10,8 +10,9 @@ python -m bench.batches --draw   the tables, into docs/batches.md
 import json
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -25,7 +26,6 @@ from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.simulation.liars import LIES, deceived
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.measures import (
-    Measures,
     in_step,
     mean,
     measure,
@@ -44,7 +44,6 @@ CONTEXT = 2048
 DRAFTER_ROWS = 128  # nodes that a drafter's pass expands, shared among its requests
 REQUESTS_A_DRAFTER = 8
 FINALISTS = 6  # of the rounds, of which the screen finds the best in step
-FIXED_ROWS = (2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +55,17 @@ class Load:
     texts: int
 
 
-LOADS = (
-    *(Load(1, 400, 8), Load(8, 300, 2), Load(32, 160, 1), Load(64, 120, 1)),
-    *(Load(128, 60, 1), Load(256, 40, 1)),
-)
-USELESS_AT = (1, 8, 32, 64, 256)
+LOADS = (Load(1, 400, 8), Load(8, 300, 1), Load(32, 120, 1), Load(64, 80, 1))
+# By requests: tokens, and the lies that are told. Simulating many liars takes long.
+FEW = ("sure", "modest", "silent", "random")
+EVERY = (*(lie.__name__ for lie in LIES), "random")
+USELESS = {
+    1: (200, EVERY),
+    8: (60, EVERY),
+    32: (60, FEW),
+    64: (40, FEW),
+    256: (30, ("sure", "silent", "random")),
+}
 
 
 def scenario(load_: Load, seed: int) -> Scenario:
@@ -88,7 +93,7 @@ def drafted(one: Scenario, *, home: bool, remote: bool) -> Scenario:
     )
 
 
-def ours(job: tuple[Load, bool, bool, int]) -> Measures:
+def ours(job: tuple[Load, bool, bool, int]) -> dict[str, Any]:
     """Means over the load's texts: with a drafter at home or not, with remotes or not, and with so
     many rows a request at most."""
     load_, home, remote, rows = job
@@ -96,11 +101,11 @@ def ours(job: tuple[Load, bool, bool, int]) -> Measures:
     for seed in range(load_.texts):
         one = drafted(scenario(load_, seed), home=home, remote=remote)
         found.append(measure(replace(one, limits=Limits(max_rows=rows))))
-    return mean(found)
+    return asdict(mean(found))
 
 
-def alone(load_: Load) -> Measures:
-    return mean([plain(scenario(load_, seed)) for seed in range(load_.texts)])
+def alone(load_: Load) -> dict[str, Any]:
+    return asdict(mean([plain(scenario(load_, seed)) for seed in range(load_.texts)]))
 
 
 def best_rounds(load_: Load) -> dict[str, Any]:
@@ -117,16 +122,16 @@ def best_rounds(load_: Load) -> dict[str, Any]:
         "rows": best.rows,
         "width": best.shape.width,
         "tried": len(candidates),
-        "measures": batches_report.as_dict(measures),
+        "measures": asdict(measures),
     }
 
 
-def useless(job: tuple[Load, str, bool]) -> float:
+def useless(job: tuple[Load, str]) -> float:
     """The pace with drafters that are of no use, over that of plain decoding."""
-    load_, name, home = job
+    load_, name = job
     paces = []
     for seed in range(load_.texts):
-        one = drafted(scenario(load_, seed), home=home, remote=True)
+        one = drafted(scenario(load_, seed), home=False, remote=True)
         if name == "random":
             wrong = always_wrong(one.trace)
             one = replace(one, drafters=tuple(replace(d, trace=wrong) for d in one.drafters))
@@ -138,47 +143,51 @@ def useless(job: tuple[Load, str, bool]) -> float:
         if not found.exact:
             raise RuntimeError(f"{name}: the text is not the target's own")
         paces.append(found.latency_ms)
-    return alone(load_).latency_ms / fmean(paces)
+    return alone(load_)["latency_ms"] / fmean(paces)
 
 
-def study(workers: int, only: set[str]) -> dict[str, Any]:
+def study(workers: int, only: set[str]) -> Iterator[dict[str, Any]]:
+    """What is known so far, each time that there is more."""
     started = time.perf_counter()
     earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     found: dict[str, Any] = {key: earlier.get(key, {}) for key in ("loads", "useless")}
+    before = earlier.get("seconds", 0.0) if only != {"loads", "useless"} else 0.0
+
+    def so_far() -> dict[str, Any]:
+        seconds = round(before + time.perf_counter() - started, 1)
+        return {"machine": describe(), "seconds": seconds, **found}
+
     with ProcessPoolExecutor(workers) as pool:
-        if "loads" in only:
-            futures = {}
-            for each in LOADS:
-                futures[each] = {
-                    "alone": pool.submit(alone, each),
-                    "rounds": pool.submit(best_rounds, each),
-                    "home": pool.submit(ours, (each, True, False, 64)),
-                    "remote": pool.submit(ours, (each, False, True, 64)),
-                    "both": pool.submit(ours, (each, True, True, 64)),
-                }
-            for each, jobs in futures.items():
-                entry: dict[str, Any] = {"tokens": each.tokens, "texts": each.texts}
-                for name, future in jobs.items():
-                    result = future.result()
-                    entry[name] = result if name == "rounds" else batches_report.as_dict(result)
-                found["loads"][str(each.requests)] = entry
-                typer.echo(batches_report.line(each.requests, entry))
-        if "useless" in only:
-            names = [*(lie.__name__ for lie in LIES), "random"]
-            for each in LOADS:
-                if each.requests not in USELESS_AT:
-                    continue
-                short = replace(each, tokens=max(60, each.tokens // 4), texts=1)
-                jobs_ = [(short, name, False) for name in names]
-                ratios = dict(zip(names, pool.map(useless, jobs_), strict=True))
-                found["useless"][str(each.requests)] = ratios
-                worst = min(ratios, key=lambda name: ratios[name])
-                typer.echo(f"{each.requests}: the worst is {worst}, {ratios[worst]:.3f}")
-    return {
-        "machine": describe(),
-        "seconds": round(time.perf_counter() - started, 1),
-        **found,
-    }
+        futures = {
+            each: {
+                "alone": pool.submit(alone, each),
+                "home": pool.submit(ours, (each, True, False, 64)),
+                "remote": pool.submit(ours, (each, False, True, 64)),
+                "both": pool.submit(ours, (each, True, True, 64)),
+                "rounds": pool.submit(best_rounds, each),
+            }
+            for each in LOADS
+            if "loads" in only
+        }
+        lies = {
+            requests: {
+                name: pool.submit(useless, (Load(requests, tokens, 1), name)) for name in names
+            }
+            for requests, (tokens, names) in USELESS.items()
+            if "useless" in only
+        }
+        for each, jobs in futures.items():
+            entry: dict[str, Any] = {"tokens": each.tokens, "texts": each.texts}
+            entry |= {name: job.result() for name, job in jobs.items()}
+            found["loads"][str(each.requests)] = entry
+            typer.echo(batches_report.line(each.requests, entry))
+            yield so_far()
+        for requests, told in lies.items():
+            ratios = {name: job.result() for name, job in told.items()}
+            found["useless"][str(requests)] = ratios
+            worst = min(ratios, key=lambda name: ratios[name])
+            typer.echo(f"{requests}: the worst is {worst}, {ratios[worst]:.3f}")
+            yield so_far()
 
 
 def main(
@@ -192,8 +201,8 @@ def main(
 ) -> None:
     """Measure, or draw what was measured."""
     if not draw:
-        results = study(workers, set(only or ("loads", "useless")))
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        for results in study(workers, set(only or ("loads", "useless"))):
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     batches_report.write(json.loads(RESULTS.read_text()))
 
 

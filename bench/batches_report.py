@@ -1,20 +1,13 @@
 """The tables of docs/batches.md, from what `bench.batches` measured."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from wanspec_kernels.simulation.measures import Measures
 
 DOCUMENT = Path("docs/batches.md")
 START, END = "<!-- measured -->", "<!-- end -->"
 ASKED = {1: 3.0, 8: 2.5, 32: 1.8, 64: 1.4}  # times plain decoding
 ASKED_OF_ROUNDS = {8: 1.15, 32: 1.15}  # times the best co-located rounds
 ASKED_OF_USELESS = 0.98  # times plain decoding
-
-
-def as_dict(measures: Measures) -> dict[str, Any]:
-    return asdict(measures)
 
 
 def speed(entry: dict[str, Any], name: str, against: str = "alone") -> float:

@@ -121,8 +121,8 @@ def generate(
 
     from wanspec_kernels.assembly import Pair, VocabularyMismatchError
     from wanspec_kernels.commands import waiting
-    from wanspec_kernels.control.policy import Policy
     from wanspec_kernels.control.policies import EntropyGate, ExpectedGain, NeverLocal
+    from wanspec_kernels.control.policy import Policy
     from wanspec_kernels.models import resolve_device, resolve_model
     from wanspec_kernels.serving.endpoint import check_bind
 

@@ -16,7 +16,7 @@ class PassTimes:
     has room for so many rows and costs the same when some are empty; it never falls. Of a size's
     samples the lower quartile counts, since a pause only ever adds to one. A size that was not
     tried lies on the line between its neighbours, on that of the two largest below it, or on that
-    from nothing to the smallest: it looks cheap until it has been tried.
+    from nothing to the smallest: it looks cheap until it has been tried, twice.
     """
 
     def __init__(
@@ -92,13 +92,15 @@ class PassTimes:
     def _fit(self) -> list[float]:
         slope = self.context_ms
         blocks: list[tuple[float, int, list[int]]] = []  # ms, samples, sizes that share them
+        # Once slow may have been a pause; a size that was tried once is tried again.
+        least = 2 if any(len(samples) > 1 for samples in self._samples.values()) else 1
         for size in sorted(self._samples):
             samples = self._samples[size]
             while samples and self._passes - samples[0][0] > self._tuning.pass_max_age:
                 samples.popleft()
             most_ms = self._most_ms(self.sizes[size])
             times = sorted(ms - slope * context for _, context, ms in samples if ms <= most_ms)
-            if not times:
+            if len(times) < least:
                 continue
             block = (times[len(times) // 4], len(times), [size])
             while blocks and blocks[-1][0] > block[0]:  # more rows never take less: they share

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from wanspec_kernels.drafts.replies import Arrival
 from wanspec_kernels.control.tuning import TUNING, Tuning
+from wanspec_kernels.drafts.replies import Arrival
 
 
 def best_wait_ms(

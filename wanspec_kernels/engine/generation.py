@@ -9,11 +9,11 @@ from wanspec_kernels.control.estimates import Estimates
 from wanspec_kernels.control.home_work import HomeWork
 from wanspec_kernels.control.policies import ExpectedGain
 from wanspec_kernels.control.policy import Policy, View
-from wanspec_kernels.drafts.replies import Replies
 from wanspec_kernels.control.rival import Race
 from wanspec_kernels.control.row_budget import RowBudget
 from wanspec_kernels.control.waits import Waits
 from wanspec_kernels.drafts.pool import HOME, Kind, Outcome, Pool, Selection
+from wanspec_kernels.drafts.replies import Replies
 from wanspec_kernels.engine.actions import Action, Committed, DraftAtHome, Finished, StartPass
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.statistics import Statistics
