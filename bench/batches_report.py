@@ -41,8 +41,8 @@ def speeds(results: dict[str, Any]) -> str:
     lines = [
         "Tokens a second over those of plain decoding of the same batch:",
         "",
-        "| requests | plain, tokens/s | best co-located rounds | scheduler, home only | remotes only |"
-        " home and remotes, asked | over the best rounds, asked |",
+        "| requests | plain, tokens/s | best co-located rounds | scheduler: home only |"
+        " remotes only | home and remotes, asked | over the best rounds, asked |",
         "|---|---|---|---|---|---|---|",
     ]
     for number, entry in results["loads"].items():

@@ -11,8 +11,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
-from bench.test_pool import Recorded
-from wanspec_kernels.control.policies import AlwaysLocal
+from bench.test_pool import recorded
 from wanspec_kernels.drafts.pool import Pool
 from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.simulation.link import LinkProfile
@@ -20,7 +19,6 @@ from wanspec_kernels.simulation.measures import Measures, best_tree, measure
 from wanspec_kernels.simulation.scenario import REMOTE_SHAPE, DrafterProfile, Scenario
 from wanspec_kernels.simulation.traced import PROMPT
 from wanspec_kernels.simulation.traces import load
-from wanspec_kernels.simulation.world import World
 from wanspec_kernels.wire import Commit, Draft, check_of, decode, encode
 
 TRACE = "bundled"
@@ -56,9 +54,7 @@ def slots(
     tuned = best_tree(scenario(tokens, 0))
     here = [scenario(tokens, seed) for seed in range(1, seeds + 1)]
     rows = {
-        "home, fixed tree": [
-            replace(s, policy=AlwaysLocal(tuned.passes), home_shape=tuned.shape) for s in here
-        ],
+        "home, fixed tree": [tuned.rounds(s) for s in here],
         "home, expected gain": here,
         "alone": [replace(s, home=None) for s in here],
     }
@@ -106,12 +102,9 @@ def batches(width: int, tokens: int, seeds: int, mapped: Mapped = map) -> list[d
 
 def messages(width: int, tokens: int = 200) -> dict[str, float]:
     """Of one request at 30 ms: what comes a second, and the time of one core that it takes."""
-    world = World(replace(scenario(tokens, 1), drafters=(drafter(30.0, width),), home=None))
-    pool = world.servings[1].generation.pool
-    pool.__class__ = Recorded
-    pool.events = []  # type: ignore[attr-defined]
-    world.run()
-    events = pool.events  # type: ignore[attr-defined]
+    world, events = recorded(
+        replace(scenario(tokens, 1), drafters=(drafter(30.0, width),), home=None)
+    )
     seconds = world.env.now / 1000
     frames = [encode(value) for name, value in events if name == "offer"]
     commits = [value for name, value in events if name == "commit"]

@@ -10,11 +10,12 @@ import pytest
 
 from drafter.growth import GrowthShape
 from wanspec_kernels.drafts.pool import Kind, Pool
+from wanspec_kernels.engine.scheduler import Committed
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
 from wanspec_kernels.simulation.traced import PROMPT
 from wanspec_kernels.simulation.traces import load
-from wanspec_kernels.simulation.world import World
+from wanspec_kernels.simulation.world import Event, Offered, World
 from wanspec_kernels.wire import Draft, decode, encode
 
 # Of a core: what others do on the machine is left out.
@@ -25,18 +26,20 @@ ADDITIONS = 25  # a second
 SHAPE = GrowthShape(width=4)  # rows of a pass over 1,000 requests: 4,000
 
 
-class Recorded(Pool):
-    """Keeps what happens to it."""
+def recorded(scenario: Scenario) -> tuple[World, list[tuple[str, object]]]:
+    """A world that has run, and what happened to its requests' pools."""
+    happened: list[tuple[str, object]] = []
 
-    events: list[tuple[str, object]]
+    def note(event: Event) -> None:
+        match event:
+            case Offered(_, draft):
+                happened.append(("offer", draft))
+            case Committed(_, token_ids):
+                happened.append(("commit", token_ids))
 
-    def offer(self, source, draft):
-        self.events.append(("offer", draft))
-        return super().offer(source, draft)
-
-    def commit(self, token_ids):
-        self.events.append(("commit", tuple(token_ids)))
-        return super().commit(token_ids)
+    world = World(scenario, note)
+    world.run()
+    return world, happened
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +48,13 @@ def second() -> list[tuple[str, object]]:
     drafter = DrafterProfile(LinkProfile(30.0), Machine(1000.0 / ADDITIONS), SHAPE, 256)
     # A target that serves 1,000 requests at once takes its time, and drafts are mostly in time.
     target = Machine(200.0)
-    world = World(Scenario(load("bundled"), (drafter,), home=None, target=target, tokens=200))
-    pool = world.servings[1].generation.pool
-    pool.__class__, pool.events = Recorded, []
-    world.run()
-    offers, kept = 0, []
-    outcomes = world.servings[1].generation.statistics.outcomes
+    world, happened = recorded(
+        Scenario(load("bundled"), (drafter,), home=None, target=target, tokens=200)
+    )
+    outcomes = world.record.runs[0].statistics.outcomes
     assert outcomes[Kind.NEW] + outcomes[Kind.LATE] > 0.8 * outcomes.total()
-    for event in pool.events:
+    offers, kept = 0, []
+    for event in happened:
         offers += event[0] == "offer"
         kept.append(event)
         if offers == ADDITIONS:

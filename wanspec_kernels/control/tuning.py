@@ -33,8 +33,8 @@ class Tuning:
     # Of the target, that a round waits for drafts. The one bounded wait that a useless drafter may
     # cost, and longer ones gained nothing when a target pass was 30 ms (`bench.wide_area`).
     max_wait_passes: float = 0.4
-    # Of the target: what a round took longer is no pace but a pause, as of a clock that jumped. With
-    # such rounds counted, a text under faults took 1.16 times as long (tests/simulation).
+    # Of the target: what a round took longer is no pace but a pause, as of a clock that jumped.
+    # With such rounds counted, a text under faults took 1.16 times as long (tests/simulation).
     max_round_passes: float = 4.0
     # Shorter waits could follow each other without end, for want of digits.
     least_wait_ms: float = 0.1

@@ -231,8 +231,8 @@ class World:
         for part in plan.parts:
             if part.tree is not None:
                 done = len(self._progress[self._stories[part.request]].token_ids)
-                token_ids, accepted = self.texts[part.request].verify(done, part.tree)
-                verdicts.append(Verdict(part.request, tuple(token_ids), tuple(accepted)))
+                said, accepted = self.texts[part.request].verify(done, part.tree)
+                verdicts.append(Verdict(part.request, tuple(said), tuple(accepted)))
         tokens = 0
         for event in self.scheduler.verdict(verdicts, self.clock.now_ms):
             self._on_event(event)
