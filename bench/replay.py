@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from wanspec_kernels.drafts.outcome import Outcome
 from wanspec_kernels.drafts.pool import Pool
-from wanspec_kernels.engine.actions import Committed
+from wanspec_kernels.engine.events import Committed
 from wanspec_kernels.events import Offered
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.traced import PROMPT

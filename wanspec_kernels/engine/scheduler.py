@@ -11,6 +11,7 @@ from itertools import count
 from wanspec_kernels.control.home import DraftAtHome, Home, HomeJob
 from wanspec_kernels.control.odds import Odds, Rate
 from wanspec_kernels.control.pass_times import PassTimes
+from wanspec_kernels.control.tuning import TUNING, Tuning
 from wanspec_kernels.control.waiting import best_wait_ms
 from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.drafts.pool import HOME
@@ -39,11 +40,6 @@ from wanspec_kernels.wire import Draft
 
 logger = logging.getLogger(__name__)
 
-MAX_HOME_PASSES = 16  # between two passes of the target
-
-
-LEAST_MASS = 0.01  # A request whose path hardly runs out of its tree asks for no draft.
-
 
 class RefusedError(ValueError):
     """A request that can never run, or that finds the queue full; it says what was expected."""
@@ -55,8 +51,6 @@ class SchedulerLimits:
     max_rows: int = 1024  # of one pass
     chunk_rows: int = 512  # of these, for text that is read
     max_queue: int = 1024  # requests that wait
-    max_wait_passes: float = 0.4  # of the target, that a round waits for drafts
-    home_price: float = 0.0  # of a millisecond of drafting, in milliseconds of the requests' time
 
 
 @dataclass(slots=True)
@@ -95,11 +89,13 @@ class Scheduler:
         exchange: Exchange | None = None,
         times: PassTimes | None = None,
         home: bool = False,
+        tuning: Tuning = TUNING,
     ) -> None:
+        self._tuning = tuning
         self.pages = pages
         self.exchange = exchange or Exchange(vocabulary=b"", vocab_size=vocab_size, now=0.0)
         self.events = self.exchange.events
-        self.times = times or PassTimes()
+        self.times = times or PassTimes(tuning=tuning)
         self.sequences: dict[int, Sequence] = {}  # alive
         self.num_preempted = 0
         limits = limits or Limits()
@@ -119,9 +115,9 @@ class Scheduler:
         self._free_ms: float | None = None  # since when the target has been free, with work
         self._has_waited = False  # since then, for drafts
         self._wake_ms: float | None = None
-        self.odds = Odds()
-        self.home = Home() if home else None
-        self._rate = Rate()
+        self.odds = Odds(tuning)
+        self.home = Home(tuning) if home else None
+        self._rate = Rate(tuning)
         self._home_passes = 0  # since the last pass of the target began
         self._home_began_ms = 0.0
         self._before_home: tuple[float, float] | None = None  # what a pass was worth, and the mass
@@ -258,10 +254,12 @@ class Scheduler:
     ) -> DraftAtHome | None:
         """A draft pass at home, if what it may bring is worth everybody's time."""
         home = self.home
-        if home is None or home.is_busy or chosen.is_full or self._home_passes >= MAX_HOME_PASSES:
+        if home is None or home.is_busy or chosen.is_full:
             return None
-        target_ms = self.times.ms(1, context)
-        rate = self._rate.tokens_per_ms(len(deciding), target_ms)
+        if self._home_passes >= self._tuning.max_home_passes:
+            return None
+        target_ms = self.times.typical_ms
+        rate = self._tokens_per_ms(deciding, context)
         value = chosen.tokens - rate * chosen.ms
         if self._before_home is not None:
             before, mass = self._before_home
@@ -273,14 +271,14 @@ class Scheduler:
             if home.has_more_for(sequence.number)
         }
         mass = sum(open_mass.values())
-        cost = rate * home.pass_ms(len(open_mass), target_ms) * (1.0 + self._batch.home_price)
+        cost = rate * home.pass_ms(len(open_mass), target_ms, now) * (1.0 + self._tuning.home_price)
         if not open_mass or mass * self.odds.level_worth <= cost:
             return None
         self._before_home = (value, mass)
         jobs = [
             HomeJob(sequence.number, tuple(sequence.token_ids), _known(sequence, selection))
             for sequence, selection in zip(deciding, chosen.selections, strict=True)
-            if open_mass.get(sequence.number, 0.0) >= LEAST_MASS
+            if open_mass.get(sequence.number, 0.0) >= self._tuning.least_open_mass
         ]
         drafting = DraftAtHome(tuple(jobs))
         home.begins(drafting, target_ms, now)
@@ -372,8 +370,9 @@ class Scheduler:
                 # Of the text, what has slots: not yet its last token.
                 self.pages.written(part.request, sequence.token_ids[: sequence.num_written])
         assert self._free_ms is not None
-        self._rate.observe(tokens, len(verdicts), now - self._free_ms)
-        self.exchange.sources.round_ms = self.times.ms(running.plan.num_rows, running.context)
+        most_ms = self._tuning.max_round_passes * self.times.typical_ms
+        self._rate.observe(tokens, len(verdicts), min(now - self._free_ms, most_ms))
+        self.exchange.sources.round_ms = self.times.typical_ms
         self._free_ms = now if self._active else None
         self._wake_ms = now
         return events
@@ -481,19 +480,24 @@ class Scheduler:
         chosen = choose_rows(
             candidates,
             self.times,
-            tokens_per_ms=self._rate.tokens_per_ms(len(deciding), self.times.ms(1, context)),
+            tokens_per_ms=self._tokens_per_ms(deciding, context),
             max_rows=self._batch.max_rows,
             other_rows=sum(reading.values()),
             context=context,
+            tuning=self._tuning,
         )
         return chosen, context
+
+    def _tokens_per_ms(self, deciding: Many[Sequence], context: int) -> float:
+        plain_ms = self.times.ms(len(deciding), context)
+        return self._rate.tokens_per_ms(len(deciding), plain_ms)
 
     def _wait_until(
         self, deciding: Many[Sequence], chosen: Chosen, context: int, now: float
     ) -> float | None:
         """Until when the pass should wait for drafts that are due; None: it should begin."""
         assert self._free_ms is not None
-        most_ms = self._batch.max_wait_passes * self.times.ms(1, context)
+        most_ms = self._tuning.max_wait_passes * self.times.typical_ms
         left_ms = self._free_ms + most_ms - now
         if chosen.is_full or left_ms <= 0:
             return None
@@ -505,9 +509,10 @@ class Scheduler:
                 for arrival in sequence.replies.arrivals(sequence.pool.enrolled, selection)
             ],
             coverage=self.odds.coverage,
-            tokens_per_ms=self._rate.tokens_per_ms(len(deciding), self.times.ms(1, context)),
+            tokens_per_ms=self._tokens_per_ms(deciding, context),
             left_ms=left_ms,
             now=now,
+            tuning=self._tuning,
         )
         return None if wait_ms is None else now + wait_ms
 
@@ -549,8 +554,6 @@ class Scheduler:
         self._has_waited = False
         self._home_passes = 0
         self._before_home = None
-        if self.home is not None:
-            self.home.target_began()
         return self._running.plan
 
     def _part(self, sequence: Sequence, read: int, selection: Selection | None) -> Part | None:
