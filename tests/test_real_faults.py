@@ -1,7 +1,7 @@
 """Faults in real processes: a drafter, its link and the verifier broken one after another.
 
-`python -m bench.faults` has every schedule by itself, with times, and holds each request to its bound:
-times of a machine that others share would say nothing here.
+`python -m bench.faults` has every schedule by itself, with times, and holds each request to
+its bound: times of a machine that others share would say nothing here.
 """
 
 import asyncio
