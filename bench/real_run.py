@@ -9,12 +9,12 @@ from pathlib import Path
 
 from drafter.home import HomeDrafter
 from wanspec_kernels.assembly import Pair
+from wanspec_kernels.demo.pacing import PacedRunner
 from wanspec_kernels.demo.processes import RemoteDrafter
 from wanspec_kernels.drafts.exchange import Exchange, ExchangeConfig
-from wanspec_kernels.engine.engine import BatchDrafter, Engine, PassRunner
+from wanspec_kernels.engine.engine import BatchDrafter, Engine
 from wanspec_kernels.engine.events import FinishReason
 from wanspec_kernels.engine.pages import PageBook
-from wanspec_kernels.engine.plan import PassPlan, Verdict
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.runner import Runner
 from wanspec_kernels.engine.scheduler import Scheduler
@@ -35,32 +35,11 @@ class Paces:
     remote_ms: float
 
 
-class PacedRunner:
-    """A runner whose passes take `pass_ms` each."""
-
-    def __init__(self, runner: PassRunner, pass_ms: float) -> None:
-        self._runner, self._pass_s = runner, pass_ms / 1e3
-        self._ends = 0.0
-        self.late = 0
-
-    def launch(self, plan: PassPlan) -> None:
-        self._ends = time.perf_counter() + self._pass_s
-        self._runner.launch(plan)
-
-    def result(self) -> list[Verdict]:
-        verdicts = self._runner.result()
-        left_s = self._ends - time.perf_counter()
-        self.late += left_s < 0
-        time.sleep(max(0.0, left_s))
-        return verdicts
-
-
 class PacedHome:
     """A drafter at home whose passes take `pass_ms` each."""
 
     def __init__(self, home: BatchDrafter, pass_ms: float) -> None:
         self._home, self._pass_s = home, pass_ms / 1e3
-        self.late = 0
 
     def open(self, request: Open) -> None:
         self._home.open(request)
@@ -70,9 +49,7 @@ class PacedHome:
     ) -> dict[int, list[Draft] | None]:
         ends = time.perf_counter() + self._pass_s
         drafts = self._home.draft_all(jobs)
-        left_s = ends - time.perf_counter()
-        self.late += left_s < 0
-        time.sleep(max(0.0, left_s))
+        time.sleep(max(0.0, ends - time.perf_counter()))
         return drafts
 
     def close(self, request: int) -> None:

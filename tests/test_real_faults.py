@@ -1,6 +1,7 @@
 """Faults in real processes: a drafter, its link and the verifier broken one after another.
 
-`python -m bench.faults` has every schedule by itself, with times.
+`python -m bench.faults` has every schedule by itself, with times, and holds each request to
+its bound: times of a machine that others share would say nothing here.
 """
 
 import asyncio
@@ -42,17 +43,14 @@ def bench(tmp_path_factory):
 
 
 @pytest.mark.alone
-def test_texts_are_the_targets_own_whatever_breaks_and_none_is_slower(bench):
+def test_texts_are_the_targets_own_whatever_breaks(bench):
     prompts = held_out_prompts(bench.pair, REQUESTS)
     unpaced = Bench(bench.pair, Paces(0.0, 0.0, 0.0), bench.folder)
     plain = asyncio.run(decode(unpaced, prompts, TOKENS, link=None, home=False))
-    # Each token a pass, which takes its pace at least.
-    at_pace = [max(ms, TOKENS * PACES.target_ms) for ms in plain.elapsed_ms]
     found = asyncio.run(decode(bench, prompts, TOKENS, FAULTS, link=LINK))
     assert found.token_ids == plain.token_ids
     assert found.num_engines == 2  # the verifier was restarted
     assert found.remote_tokens_before > 0
-    assert is_bounded(found.elapsed_ms, at_pace, PACES.target_ms, found.num_engines)
 
 
 def offered(request, base_length, source=1):
