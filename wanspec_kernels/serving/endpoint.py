@@ -383,27 +383,5 @@ class Endpoint:
         return self._allowed.name_of(key.encode()) or key
 
 
-def check_bind(address: str) -> None:
-    """Bind an address and let it go again: what is wrong with it shows before a model is loaded.
-
-    Somebody may take it in between; then `Endpoint.start` says so.
-
-    Raises:
-        OSError: the address is no good, or taken.
-    """
-    context = zmq.Context()
-    try:
-        with context.socket(zmq.ROUTER) as socket:
-            socket.linger = 0
-            socket.ipv6 = binds_ipv6(address)
-            socket.bind(address)
-    except zmq.ZMQError as error:
-        raise OSError(
-            f"expected a free address such as tcp://*:5555, got {address}: {error.strerror}"
-        ) from None
-    finally:
-        context.term()
-
-
 def now_ms() -> float:
     return time.monotonic() * 1000
