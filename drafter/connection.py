@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from drafter.flow import Flow
+from drafter.flow import Flow, FlowTimes
 from drafter.session import Session
 from wanspec_kernels.wire import (
     MAX_MESSAGE_BYTES,
@@ -58,6 +58,7 @@ class Connection:
         *,
         counters: ConnectionCounters | None = None,
         greeting_timeout_us: int = GREETING_TIMEOUT_US,
+        flow_times: FlowTimes | None = None,
     ) -> None:
         session.reset()
         self.counters = counters or ConnectionCounters()
@@ -68,7 +69,8 @@ class Connection:
         self.welcome: Welcome | None = None
         self.round_trip_us = 0  # 0 = not known yet
         self.conversed = False  # a PING was answered: a verifier that only greets is no good one
-        self.flow = Flow(0, 0)
+        self.flow = Flow(0, 0, flow_times)
+        self._flow_times = flow_times
         self._session = session
         self._outbox: list[Message] = [hello]  # all but drafts, which stay in the session
         self._heard_us = hello.clock_us
@@ -214,7 +216,8 @@ class Connection:
         self.welcome = message
         self._pinged_us = now_us
         self._on_round_trip(now_us - message.clock_us)
-        self.flow = Flow(self.round_trip_us, message.verifier_clock_us - message.clock_us)
+        way_us = message.verifier_clock_us - message.clock_us
+        self.flow = Flow(self.round_trip_us, way_us, self._flow_times)
         log.info("welcome: round trip %.1f ms", self.round_trip_us / 1000)
 
     def _on_error(self, message: Error) -> None:

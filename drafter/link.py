@@ -13,6 +13,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from drafter.backoff import Backoff
 from drafter.connection import GREETING_TIMEOUT_US, Connection, ConnectionCounters
+from drafter.flow import FlowTimes
 from drafter.session import Session
 from wanspec_kernels.wire import MAX_MESSAGE_BYTES, Hello, MalformedMessage
 from wanspec_kernels.wire.addresses import Lookup, NotResolved, why_unreachable
@@ -70,6 +71,7 @@ class Link:
         max_nodes: int,
         backoff: Backoff | None = None,
         greeting_timeout_us: int = GREETING_TIMEOUT_US,
+        flow_times: FlowTimes | None = None,
     ) -> None:
         self.counters = LinkCounters()
         self._session = session
@@ -79,6 +81,7 @@ class Link:
         self._about = (vocabulary, model_name, max_requests, max_nodes)
         self._backoff = backoff or Backoff()
         self._greeting_timeout_us = greeting_timeout_us
+        self._flow_times = flow_times
         self._context = zmq.Context()
         self._stopping = False
         # Not an event: a poll can wait for this beside the socket.
@@ -150,6 +153,7 @@ class Link:
                 Hello(*self._about, clock_us=_now_us()),
                 counters=self.counters,
                 greeting_timeout_us=self._greeting_timeout_us,
+                flow_times=self._flow_times,
             )
             try:
                 socket.connect(endpoint)

@@ -5,14 +5,11 @@ from typing import Any
 
 import pytest
 
-from drafter.home import HomeDrafter
 from wanspec_kernels.assembly import CAPACITIES, Pair, capture_passes
-from wanspec_kernels.control.policies import AlwaysLocal
 from wanspec_kernels.engine.model import CaptureError
 from wanspec_kernels.engine.model.capacity import smallest_that_holds
 from wanspec_kernels.engine.model.graphs import MAX_GRAPHS
-from wanspec_kernels.engine.request import Limits
-from wanspec_kernels.serving.service import ServiceConfig, VerifierService
+from wanspec_kernels.engine.request import Request
 from wanspec_kernels.tree import DraftTree
 from wanspec_kernels.wire.sampling import Sampling
 
@@ -46,34 +43,40 @@ def test_a_model_that_cannot_be_captured_goes_on_without(
     assert "going on without CUDA graphs: operation not permitted" in caplog.text
 
 
-def test_one_decoder_serves_both_rules() -> None:
+def test_one_engine_serves_both_rules() -> None:
     """Whichever a request asks for, its drafts are judged by it, and so some are accepted."""
     pair = Pair.load("bundled:target", "bundled:draft", "cpu")
-    assert pair.home is not None
-    service = VerifierService(
-        pair.decoder(),
-        vocabulary=pair.target.vocabulary,
-        vocab_size=pair.target.vocab_size,
-        home=HomeDrafter(pair.home),
-        config=ServiceConfig(
-            policy=AlwaysLocal(passes=3), limits=Limits(max_length=pair.target.max_length)
-        ),
-    )
-    prompt = pair.target.tokenizer("def add(a, b):\n")["input_ids"]
-    requests: list[dict[str, Any]] = [
-        {"rule": "match"},
-        {"rule": "rejection"},
-        {"rule": "rejection", "replacement": True, "num_draws": 8, "temperature": 0.8},
-        {"rule": "match"},
+    prompt = tuple(pair.target.tokenizer("def add(a, b):\n")["input_ids"])
+    samplings = [
+        Sampling(rule="match"),
+        Sampling(rule="rejection"),
+        Sampling(rule="rejection", replacement=True, num_draws=8, temperature=0.8),
+        Sampling(rule="match"),
     ]
 
     async def accepted() -> list[int]:
-        async with service:
-            results = [
-                await service.generate(prompt, max_tokens=12, sampling=Sampling(**r))
-                for r in requests
-            ]
-        return [result.statistics.home_tokens_accepted for result in results]
+        async with pair.engine() as engine:
+            streams = [engine.submit(Request(prompt, 40, sampling)) for sampling in samplings]
+            for stream in streams:
+                assert len([token async for token in stream]) == 40
+        return [stream.statistics.home_tokens_accepted for stream in streams]
 
     counts = asyncio.run(accepted())
     assert all(counts), counts
+
+
+def test_an_engine_without_home_has_the_targets_own_tokens() -> None:
+    pair = Pair.load("bundled:target", "bundled:draft", "cpu")
+    prompt = tuple(pair.target.tokenizer("def add(a, b):\n")["input_ids"])
+
+    async def sources() -> set[int | None]:
+        async with pair.engine(home=False) as engine:
+            return {token.source async for token in engine.submit(Request(prompt, 12))}
+
+    assert asyncio.run(sources()) == {None}
+
+
+def test_drafters_that_dial_in_need_keys() -> None:
+    pair = Pair.load("bundled:target", None, "cpu")
+    with pytest.raises(ValueError, match="bind: expected the verifier's secret"):
+        pair.engine(bind="tcp://127.0.0.1:*")

@@ -83,6 +83,34 @@ def test_generate_writes_the_same_text_with_and_without_drafts():
     assert texts[0].strip()
 
 
+PROMPTS = ["def add(a, b):", "class Stack:", "def quicksort(items):"]
+
+
+def test_generate_writes_the_texts_of_several_prompts_in_their_order(tmp_path):
+    """Each is the text that it has alone."""
+    options = ["--max-tokens", "12", "--temperature", "0.7", "--seed", "3"]
+    alone = [CliRunner().invoke(app, ["generate", prompt, *options]).stdout for prompt in PROMPTS]
+    assert len(set(alone)) == len(PROMPTS)
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n\n".join(PROMPTS))
+    for source, text in ((str(path), None), ("-", "\r\n".join(PROMPTS) + "\r\n")):
+        done = CliRunner().invoke(app, ["generate", "--prompt-file", source, *options], input=text)
+        assert done.exit_code == 0, done.output
+        headings = [f"==> {n}: {prompt!r} <==\n" for n, prompt in enumerate(PROMPTS, 1)]
+        assert done.stdout == "".join(h + text for h, text in zip(headings, alone, strict=True))
+        assert "3 texts, 36 tokens in" in done.stderr
+
+
+def test_a_text_ends_before_a_stop_string():
+    options = ["generate", "def add(a, b):", "--max-tokens", "40"]
+    whole = CliRunner().invoke(app, options).stdout
+    words = whole.split()
+    stop = f"{words[2]} {words[3]}"
+    done = CliRunner().invoke(app, [*options, "--stop", "nowhere to be found", "--stop", stop])
+    assert done.exit_code == 0, done.output
+    assert done.stdout == whole[: whole.index(stop)] + "\n"
+
+
 @pytest.mark.alone
 def test_demo_is_identical_to_the_target_alone():
     """Unpaced, so that the test is short; T=0 is below, with a drafter struck."""

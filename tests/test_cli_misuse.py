@@ -18,6 +18,7 @@ from wanspec_kernels.simulation.trace import Trace
 from wanspec_kernels.wire.keys import generate
 
 GENERATE = ["generate", "x"]
+FROM_FILE = ["generate", "--prompt-file"]
 DIAL_IN = ["--key", "{a}/verifier.secret", "--allowed", "{a}/allowed"]
 SERVE = ["probe", "serve", "--bind", "tcp://127.0.0.1:*", *DIAL_IN]
 KEYS = ["--key", "{a}/uni.secret", "--server-key", "{a}/verifier.key"]
@@ -87,7 +88,8 @@ OTHERS = [
     ([*GENERATE, "--bind", "tcp://127.0.0.1:*"], "--bind: expected --key and --allowed with it"),
     ([*GENERATE, *DIAL_IN], "--key: expected --bind with it"),
     ([*GENERATE, "--wait-for-drafters", "1"], "--wait-for-drafters: expected --bind with it"),
-    ([*GENERATE, "--policy", "bold"], "--policy: expected one of expected-gain, entropy-gate"),
+    ([*GENERATE, "--stop", ""], "--stop: expected text, got none"),
+    ([*GENERATE, "--prompt-file", "{a}/plan.toml"], "--prompt-file: expected no PROMPT beside it"),
     ([*GENERATE, "--rule", "both"], "--rule: expected one of match, rejection, got 'both'"),
     ([*GENERATE, "--temperature", "1e-5"], "--temperature: expected 0 or 0.01..100.0, got 1e-05"),
     ([*GENERATE, "--nothing"], "No such option"),
@@ -99,6 +101,9 @@ OTHERS = [
     (["generate", ""], "PROMPT: expected 1 to 2048 tokens, which the target takes, got 0"),
     (["generate", "word " * 9000], "PROMPT: expected 1 to 2048 tokens, which the target takes"),
     (["generate", "caf\udce9"], "PROMPT: expected text in UTF-8, got another byte at character 3"),
+    ([*FROM_FILE, "{a}/latin.json"], "--prompt-file: expected text in UTF-8 from {a}/latin.json"),
+    ([*FROM_FILE, "{a}/empty.txt"], "--prompt-file: expected a prompt in each line, got none"),
+    ([*FROM_FILE, "{a}/lines.txt"], "--prompt-file: line 3: expected 1 to 2048 tokens, which the"),
     (["demo", "--prompt", "caf\udce9"], "--prompt: expected text in UTF-8"),
     (["demo", "--prompt", ""], "--prompt: expected text, got none"),
     (["keygen", "caf\udce9"], "NAME: expected text in UTF-8"),
@@ -114,6 +119,9 @@ OTHERS = [
     ([*TRACE, "--prompts", "{a}/no.json"], "--prompts: expected a file, got '{a}/no.json', which"),
     ([*TRACE, "--prompts", "{a}"], "--prompts: expected a file, got the folder '{a}'"),
     ([*TRACE, "--prompts", "/proc/self/mem"], "--prompts: /proc/self/mem: "),
+    ([*FROM_FILE, "{a}/no.txt"], "--prompt-file: expected a file, got '{a}/no.txt', which"),
+    ([*FROM_FILE, "{a}"], "--prompt-file: expected a file, got the folder '{a}'"),
+    ([*FROM_FILE, "/proc/self/mem"], "--prompt-file: /proc/self/mem: "),
     (["trace", "{a}"], "OUTPUT: expected a file to write, got the folder '{a}'"),
     (["trace", "{a}/no/x.npz"], "OUTPUT: expected a file to write, got '{a}/no/x.npz', whose"),
     (["simulate", "--trace", "{a}/no.npz"], "--trace: {a}/no.npz: No such file or directory"),
@@ -196,6 +204,8 @@ def places(tmp_path_factory):
     for name in ("verifier", "uni"):
         generate(folder, name)
     (folder / "unlinked.toml").write_text(PLAN.replace("links.jsonl", "nowhere.jsonl"))
+    (folder / "empty.txt").write_text("\n\n")
+    (folder / "lines.txt").write_text("x\n\n" + "word " * 9000)
     (folder / "latin.json").write_bytes(b'[{"text": "caf\xe9"}]')
     (folder / "object.json").write_text('{"text": "x"}')
     (folder / "long.json").write_text(f'[{{"text": "{"word " * 9000}"}}]')
@@ -264,8 +274,9 @@ def test_a_file_that_may_not_be_read(places, tmp_path):
 
 
 def test_standard_input_that_is_not_utf8(places):
-    line = refused(["generate", "-"], places, input=b"def f():  # caf\xe9")
-    assert line == "PROMPT: expected text in UTF-8 from standard input, got another byte at 15"
+    for arguments, name in ((["generate", "-"], "PROMPT"), ([*FROM_FILE, "-"], "--prompt-file")):
+        line = refused(arguments, places, input=b"def f():  # caf\xe9")
+        assert line == f"{name}: expected text in UTF-8 from standard input, got another byte at 15"
 
 
 def start(arguments, places, **environment) -> subprocess.Popen:

@@ -7,15 +7,15 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from tests.serving.fake_models import VOCAB_SIZE, FakeTarget
 from wanspec_kernels.commands.waiting import wait_for_drafters
+from wanspec_kernels.drafts.exchange import Exchange, ExchangeConfig
 from wanspec_kernels.drafts.refusals import MAX_REFUSALS, Refusals
-from wanspec_kernels.serving.endpoint import EndpointConfig
-from wanspec_kernels.serving.service import ServiceConfig, VerifierService
+from wanspec_kernels.serving.drafters import DrafterSocket, now_ms
 from wanspec_kernels.wire import Hello, decode_frame, encode_frame
 from wanspec_kernels.wire.keys import AllowList, generate, load_secret, secure_client
 
 VOCABULARY = bytes(range(32))
+VOCAB_SIZE = 100
 HELLO = Hello(VOCABULARY, "fake", 4, 256, 0)
 WAIT_S = 30.0
 
@@ -52,11 +52,18 @@ def run(keys, count, scenario, *, max_sessions=64):
 
     async def main():
         context = zmq.asyncio.Context()
-        config = ServiceConfig(endpoint=EndpointConfig(max_sessions=max_sessions))
-        service = VerifierService(
-            FakeTarget(), vocabulary=VOCABULARY, vocab_size=VOCAB_SIZE, config=config,
-            bind="tcp://127.0.0.1:*", secret=keys["verifier"], allowed=keys["enrolled"],
-        )  # fmt: skip
+        exchange = Exchange(
+            vocabulary=VOCABULARY,
+            vocab_size=VOCAB_SIZE,
+            now=now_ms(),
+            config=ExchangeConfig(max_sessions=max_sessions),
+        )
+        drafters = DrafterSocket(
+            "tcp://127.0.0.1:*",
+            exchange=exchange,
+            secret=keys["verifier"],
+            allowed=keys["enrolled"],
+        )
 
         @asynccontextmanager
         async def dial(name, server="verifier"):
@@ -64,7 +71,7 @@ def run(keys, count, scenario, *, max_sessions=64):
             socket.linger = 0
             socket.reconnect_ivl = -1
             secure_client(socket, keys[name], keys[server].public)
-            socket.connect(service.address)
+            socket.connect(drafters.address)
             try:
                 yield socket
             finally:
@@ -72,14 +79,17 @@ def run(keys, count, scenario, *, max_sessions=64):
 
         told = Told()
         try:
-            async with service, asyncio.timeout(WAIT_S):
+            await drafters.start()
+            async with asyncio.timeout(WAIT_S):
+                address = drafters.address
                 waiting = asyncio.create_task(
-                    wait_for_drafters(service, count, keys["enrolled"], told.say, say_every_s=0.1)
+                    wait_for_drafters(exchange, address, count, told.say, say_every_s=0.1)
                 )
-                await told.until(f"waiting for {count} drafters at {service.address}", "nobody has")
+                await told.until(f"waiting for {count} drafters at {address}", "nobody has")
                 await scenario(dial, told)
                 await waiting
         finally:
+            await drafters.close()
             context.term()
 
     asyncio.run(main())

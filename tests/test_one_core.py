@@ -1,18 +1,20 @@
 """Processes that compete for one core: a remote drafter costs few of the passes that home saves."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib.resources import files
 
 import pytest
 import torch
 
-from bench.faults import held_out_prompt
-from bench.real_run import until, welcomed
 from wanspec_kernels.assembly import Pair
+from wanspec_kernels.commands.waiting import wait_for_drafters
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
+from wanspec_kernels.engine.request import Request
 from wanspec_kernels.wire.keys import AllowList, load_secret
 
 pytestmark = [
@@ -44,24 +46,30 @@ def one_busy_core(drafter):
 
 
 async def decode(pair, folder, niceness):
-    service = pair.service(
-        pair.decoder(),
+    engine = pair.engine(
         bind="tcp://127.0.0.1:*",
         secret=load_secret(folder / "verifier.secret"),
         allowed=AllowList(folder / "allowed"),
     )
-    async with service:
+    async with engine, asyncio.timeout(120.0):
         drafter = RemoteDrafter.start(
-            1, folder, service.address, EmulatedLink(2.0, 0.0, None), niceness=niceness
+            1, folder, engine.address, EmulatedLink(2.0, 0.0, None), niceness=niceness
         )
         try:
-            await until(welcomed(service, 1), [drafter])
+            exchange = engine.scheduler.exchange
+            await wait_for_drafters(exchange, engine.address, 1, lambda _: None)
             with one_busy_core(drafter.process.pid):
-                return await asyncio.wait_for(
-                    service.generate(held_out_prompt(pair), max_tokens=TOKENS), 120.0
-                )
+                stream = engine.submit(Request(held_out_prompt(pair), TOKENS))
+                async for _ in stream:
+                    pass
+                return stream.statistics
         finally:
             drafter.stop()
+
+
+def held_out_prompt(pair):
+    prompts = json.loads((files("wanspec_kernels.bundled") / "prompts.json").read_text())
+    return tuple(pair.target.tokenizer(prompts[0]["text"])["input_ids"])
 
 
 @pytest.mark.parametrize("niceness", [0, 10])
@@ -71,8 +79,8 @@ def test_a_starved_drafter_costs_few_passes(tmp_path, niceness):
     torch.set_num_threads(1)
     pair = Pair.load("bundled:target", "bundled:draft", "cpu", torch.float32)
     try:
-        result = asyncio.run(decode(pair, tmp_path, niceness))
+        statistics = asyncio.run(decode(pair, tmp_path, niceness))
     finally:
         torch.set_num_threads(threads)
-    assert len(result.token_ids) == TOKENS
-    assert result.statistics.target_passes <= PASSES, result.statistics
+    assert statistics.tokens == TOKENS
+    assert statistics.target_passes <= PASSES, statistics

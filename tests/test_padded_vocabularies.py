@@ -11,19 +11,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from drafter.home import HomeDrafter
 from drafter.link import Link
 from drafter.model import DraftModel
 from drafter.session import Session
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model, pad_vocabulary
 from wanspec_kernels.assembly import Pair
-from wanspec_kernels.control.policies import AlwaysLocal
 from wanspec_kernels.drafts.outcome import Kind
 from wanspec_kernels.drafts.pool import Pool
-from wanspec_kernels.engine.model import Capacity, Target, TreeDecoder
-from wanspec_kernels.engine.request import Limits
-from wanspec_kernels.serving.service import GenerationResult, ServiceConfig, VerifierService
-from wanspec_kernels.tree import DraftTree, HostTree
+from wanspec_kernels.engine.engine import Engine
+from wanspec_kernels.engine.model import Capacity, Target
+from wanspec_kernels.engine.plan import PassPlan, Verdict
+from wanspec_kernels.engine.request import Request
+from wanspec_kernels.engine.runner import Runner
+from wanspec_kernels.engine.statistics import Statistics
+from wanspec_kernels.events import Offered
+from wanspec_kernels.tree import DraftTree
 from wanspec_kernels.wire import Commit, Draft, Open, check_of, keys
 from wanspec_kernels.wire.sampling import Sampling
 
@@ -68,23 +70,24 @@ def load_draft(folder: Path) -> DraftModel:
 
 @cache
 def text_alone(folder: Path, way: str) -> list[int]:
-    return generate(load(folder), None, **WAYS[way]).token_ids
+    return generate(load(folder), None, **WAYS[way])[0]
 
 
-def generate(target: Target, home: DraftModel | None, **fields: Any) -> GenerationResult:
-    service = VerifierService(
-        TreeDecoder(target),
-        vocabulary=target.vocabulary,
-        vocab_size=target.vocab_size,
-        home=HomeDrafter(home) if home else None,
-        config=ServiceConfig(policy=AlwaysLocal(4), limits=Limits(max_length=target.max_length)),
-    )
-
-    async def run() -> GenerationResult:
-        async with service:
-            return await service.generate(PROMPT, max_tokens=TOKENS, sampling=Sampling(**fields))
+def generate(
+    target: Target, home: DraftModel | None, **fields: Any
+) -> tuple[list[int], Statistics]:
+    async def run() -> tuple[list[int], Statistics]:
+        async with Pair(target, home).engine() as engine:
+            return await decode(engine, PROMPT, Sampling(**fields))
 
     return asyncio.run(run())
+
+
+async def decode(
+    engine: Engine, prompt: list[int], sampling: Sampling
+) -> tuple[list[int], Statistics]:
+    stream = engine.submit(Request(tuple(prompt), TOKENS, sampling))
+    return [token.token_id async for token in stream], stream.statistics
 
 
 def test_the_rows_added_would_be_said(folders: dict[int, Path]) -> None:
@@ -101,16 +104,15 @@ def test_with_a_home_drafter(
 ) -> None:
     target, draft = load(folders[padding[0]]), load_draft(folders[padding[1]])
     assert target.vocabulary == draft.vocabulary
-    result = generate(target, draft, **WAYS[way])
-    assert len(result.token_ids) == TOKENS
-    assert max(result.token_ids) < VOCAB_SIZE
-    statistics = result.statistics
+    token_ids, statistics = generate(target, draft, **WAYS[way])
+    assert len(token_ids) == TOKENS
+    assert max(token_ids) < VOCAB_SIZE
     assert statistics.home_failures == 0
     assert statistics.outcomes[Kind.INVALID] == 0
     assert statistics.nodes_dropped == 0
     assert statistics.home_tokens_accepted > 0
     if "rule" not in WAYS[way]:
-        assert result.token_ids == text_alone(plain, way)
+        assert token_ids == text_alone(plain, way)
 
 
 def remote(folder: Path, way: str, passes: int = 6) -> tuple[Open, list[Draft]]:
@@ -150,41 +152,40 @@ def test_a_remote_proposes_tokens_only(rows: int, way: str, folders: dict[int, P
 
 
 class Held:
-    """A target whose first pass ends only once it may."""
+    """A runner whose first pass ends only once it may."""
 
-    def __init__(self, decoder: TreeDecoder) -> None:
-        self.start, self.finish = decoder.start, decoder.finish
+    def __init__(self, runner: Runner) -> None:
         self.may_end = Event()
-        self._decoder = decoder
+        self._runner = runner
 
-    def verify(self, request: int, tree: HostTree) -> tuple[list[int], list[int]]:
+    def launch(self, plan: PassPlan) -> None:
+        self._runner.launch(plan)
+
+    def result(self) -> list[Verdict]:
         self.may_end.wait(WAIT_S)
-        return self._decoder.verify(request, tree)
+        return self._runner.result()
 
 
 @pytest.mark.parametrize("way", ["greedy", "uncoupled", "rejection"])
 def test_over_a_socket(way: str, plain: Path, folders: dict[int, Path], tmp_path: Path) -> None:
     target, draft = load(folders[7]), load_draft(folders[64])
-    held = Held(TreeDecoder(target))
+    held = Held(Runner(target))
     allowed = tmp_path / "allowed"
     allowed.mkdir()
     keys.generate(tmp_path, "verifier")
     keys.generate(allowed, "drafter")
 
-    async def run() -> GenerationResult:
-        service = VerifierService(
-            held,
-            vocabulary=target.vocabulary,
-            vocab_size=target.vocab_size,
+    async def run() -> tuple[list[int], Statistics]:
+        engine = Pair(target, None).engine(
             bind="tcp://127.0.0.1:*",
             secret=keys.load_secret(tmp_path / "verifier.secret"),
             allowed=keys.AllowList(allowed),
-            config=ServiceConfig(limits=Limits(max_length=target.max_length)),
+            runner=held,
         )
-        async with service, asyncio.timeout(WAIT_S):
+        async with engine, asyncio.timeout(WAIT_S):
             link = Link(
                 Session(draft),
-                endpoint=service.address,
+                endpoint=engine.address,
                 secret=keys.load_secret(allowed / "drafter.secret"),
                 server_public=keys.load_public(tmp_path / "verifier.key"),
                 vocabulary=draft.vocabulary,
@@ -194,26 +195,29 @@ def test_over_a_socket(way: str, plain: Path, folders: dict[int, Path], tmp_path
             )
             drafter = Thread(target=link.run)
             drafter.start()
+            has_drafts = asyncio.Event()
+            exchange = engine.scheduler.exchange
+            exchange.events.subscribe(
+                lambda event: has_drafts.set() if isinstance(event, Offered) else None
+            )
             try:
-                generation = asyncio.create_task(
-                    service.generate(PROMPT, max_tokens=TOKENS, sampling=Sampling(**WAYS[way]))
-                )
-                while not any(s.counters["drafts"] for s in service.sessions):
-                    await asyncio.sleep(0)
+                decoding = asyncio.create_task(decode(engine, PROMPT, Sampling(**WAYS[way])))
+                await has_drafts.wait()
                 held.may_end.set()
-                return await generation
+                return await decoding
             finally:
                 held.may_end.set()
                 link.stop()
                 drafter.join()
 
-    result = asyncio.run(run())
-    assert max(result.token_ids) < VOCAB_SIZE
-    assert result.statistics.outcomes[Kind.INVALID] == 0
-    assert result.statistics.outcomes[Kind.NEW] > 0
-    assert result.statistics.nodes_dropped == 0
+    token_ids, statistics = asyncio.run(run())
+    assert len(token_ids) == TOKENS
+    assert max(token_ids) < VOCAB_SIZE
+    assert statistics.outcomes[Kind.INVALID] == 0
+    assert statistics.outcomes[Kind.NEW] > 0
+    assert statistics.nodes_dropped == 0
     if "rule" not in WAYS[way]:
-        assert result.token_ids == text_alone(plain, way)
+        assert token_ids == text_alone(plain, way)
 
 
 @pytest.mark.parametrize("captured", [False, pytest.param(True, marks=pytest.mark.gpu)])
@@ -250,10 +254,10 @@ def test_a_target_that_lacks_tokens(folders: dict[int, Path]) -> None:
     """It cannot read them, and says so of a prompt."""
     target = load(folders[-40])
     assert target.vocab_size == VOCAB_SIZE - 40
-    with pytest.raises(ValueError, match=r"expected tokens of 0\.\.219, got another"):
+    with pytest.raises(ValueError, match=r"expected tokens of 0\.\.219"):
         asyncio.run(_generate(target, [1, 230]))
 
 
-async def _generate(target: Target, prompt: list[int]) -> GenerationResult:
-    async with Pair(target, None).service(TreeDecoder(target)) as service:
-        return await service.generate(prompt, max_tokens=2)
+async def _generate(target: Target, prompt: list[int]) -> None:
+    async with Pair(target, None).engine() as engine:
+        await decode(engine, prompt, Sampling())

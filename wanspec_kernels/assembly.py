@@ -14,7 +14,7 @@ from wanspec_kernels.control.pass_times import SIZES
 from wanspec_kernels.control.policies import ExpectedGain
 from wanspec_kernels.control.policy import Policy
 from wanspec_kernels.drafts.exchange import Exchange
-from wanspec_kernels.engine.engine import Engine
+from wanspec_kernels.engine.engine import Engine, PassRunner
 from wanspec_kernels.engine.interfaces import TargetModel
 from wanspec_kernels.engine.model import Capacity, CaptureError, Target, TreeDecoder
 from wanspec_kernels.engine.model.capacity import ladder
@@ -107,15 +107,17 @@ class Pair:
         secret: Secret | None = None,
         allowed: AllowList | None = None,
         max_rows: int = 64,
-        max_requests: int = 256,
+        batch: SchedulerLimits | None = None,
         home: bool = True,
+        runner: PassRunner | None = None,
     ) -> Engine:
         """An engine over the target; drafters in `allowed` may dial in at `bind`, if one is given.
 
         Args:
             max_rows: of the tree of one request.
-            max_requests: of one pass.
+            batch: sizes of a pass; None is the scheduler's own.
             home: whether the draft model beside the target drafts, if there is one.
+            runner: of the target; None is its `Runner`.
         """
         limits = Limits(max_rows=max_rows, max_length=self.target.max_length)
         exchange = Exchange(
@@ -131,13 +133,13 @@ class Pair:
             vocab_size=self.target.vocab_size,
             pages=PageBook(self.target.cache.num_pages, self.target.cache.page_size),
             limits=limits,
-            batch=SchedulerLimits(max_batch=max_requests),
+            batch=batch,
             exchange=exchange,
             home=with_home,
         )
         return Engine(
             scheduler,
-            Runner(self.target),
+            runner or Runner(self.target),
             home=HomeDrafter(self.home) if with_home and self.home is not None else None,
             drafters=drafters,
             tokenizer=self.target.tokenizer,

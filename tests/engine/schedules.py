@@ -7,14 +7,12 @@ from random import Random
 from tests.serving.fake_models import VOCAB_SIZE, continuation, guess, walk
 from wanspec_kernels.control.home import PATIENCE_PASSES, DraftAtHome
 from wanspec_kernels.drafts.pool import Kind
+from wanspec_kernels.engine.events import Committed, Finished, News
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import PassPlan, Verdict
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.scheduler import (
     MAX_HOME_PASSES,
-    Committed,
-    Event,
-    Finished,
     RefusedError,
     Scheduler,
     SchedulerLimits,
@@ -207,7 +205,7 @@ class Run:
         }
         self.scheduler.drafted(drafts, self.now)
 
-    def _take(self, events: list[Event]) -> None:
+    def _take(self, events: list[News]) -> None:
         for event in events:
             match event:
                 case Committed(request, token_ids):

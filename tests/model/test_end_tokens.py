@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 from tests.tiny_models import make_tiny_model
 from wanspec_kernels.cli import app
 from wanspec_kernels.drafts.outcome import Kind
-from wanspec_kernels.engine.actions import StartPass
-from wanspec_kernels.engine.generation import Generation
-from wanspec_kernels.engine.model import Target, TreeDecoder
+from wanspec_kernels.engine.model import Target
+from wanspec_kernels.engine.pages import PageBook
+from wanspec_kernels.engine.plan import PassPlan
 from wanspec_kernels.engine.request import Request
-from wanspec_kernels.sampling import SamplingParams
+from wanspec_kernels.engine.runner import Runner
+from wanspec_kernels.engine.scheduler import Scheduler
+from wanspec_kernels.engine.sequence import Sequence
 from wanspec_kernels.wire import Draft, check_of
 
 PROMPT = "once upon a time"
@@ -41,21 +43,24 @@ def plain_text(folder: Path, prompt: list[int]) -> list[int]:
     return text[0, len(prompt) :].tolist()
 
 
-def text_of_one_pass(folder: Path, prompt: list[int], drafted: list[int]) -> Generation:
+def text_of_one_pass(folder: Path, prompt: list[int], drafted: list[int]) -> Sequence:
     """A request of which a drafter has sent so many tokens before the target's first pass."""
     target = Target.load(str(folder), dtype=torch.float32, num_pages=40)
     request = Request(tuple(prompt), MAX_TOKENS, stop_token_ids=target.end_token_ids)
-    generation = Generation(request, vocab_size=target.vocab_size)
-    generation.enrol(1)
+    pages = PageBook(target.cache.num_pages, target.cache.page_size)
+    scheduler = Scheduler(vocab_size=target.vocab_size, pages=pages)
+    sequence = scheduler.submit(request, 0.0)
+    sequence.enrol(1)
     parents = tuple(range(-1, len(drafted) - 1))
-    draft = Draft(1, len(prompt), check_of(prompt), tuple(drafted), parents)
-    assert generation.offer(1, draft, 0.0).kind is Kind.NEW
-    decoder = TreeDecoder(target)
-    decoder.start(1, prompt, SamplingParams.build(1))
-    (begun,) = generation.start(0.0)
-    assert isinstance(begun, StartPass)
-    generation.pass_finished(*decoder.verify(1, begun.tree), 30.0)
-    return generation
+    draft = Draft(sequence.number, len(prompt), check_of(prompt), tuple(drafted), parents)
+    assert sequence.offer(1, draft, 0.0).kind is Kind.NEW
+    plan = scheduler.step(0.0)
+    assert isinstance(plan, PassPlan)
+    runner = Runner(target)
+    runner.launch(plan)
+    scheduler.began(0.0)
+    scheduler.verdict(runner.result(), 30.0)
+    return sequence
 
 
 @pytest.fixture
@@ -73,9 +78,9 @@ def test_every_end_token_of_the_generation_configuration_ends_a_text(folder: Pat
     set_end_tokens(folder, [256, endless[at]])
     expected = plain_text(folder, prompt)
     assert expected == endless[: at + 1]
-    generation = text_of_one_pass(folder, prompt, endless[:-2])
-    assert (generation.output_ids, generation.finish_reason) == (expected, "stop")
-    assert generation.output_sources == [1] * len(expected)  # all of it was an accepted draft
+    sequence = text_of_one_pass(folder, prompt, endless[:-2])
+    assert (sequence.output_ids, sequence.finish_reason) == (expected, "stop")
+    assert sequence.output_sources == [1] * len(expected)  # all of it was an accepted draft
 
     done = CliRunner().invoke(
         app,

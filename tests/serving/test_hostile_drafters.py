@@ -313,7 +313,11 @@ def test_a_drafter_that_floods_one_request_does_not_starve_the_others(keys):
             opened = await hostile.hear(Open)
             wide = [
                 encode_frame(
-                    [guess(Random(n), opened.token_ids, 1.0, 12, request=opened.request, branches=9)]
+                    [
+                        guess(
+                            Random(n), opened.token_ids, 1.0, 12, request=opened.request, branches=9
+                        )
+                    ]
                 )
                 for n in range(20)
             ]
@@ -322,9 +326,7 @@ def test_a_drafter_that_floods_one_request_does_not_starve_the_others(keys):
             await until_idly(lambda: num_refused(verifier) > refused or flooding.done())
             texts = verifier.exchange.texts
             honest = {s.source for s in verifier.sessions if s.key != keys["first"].public.decode()}
-            await until_idly(
-                lambda: all(t.replies._newest.keys() & honest for t in texts.values())
-            )
+            await until_idly(lambda: all(t.replies._newest.keys() & honest for t in texts.values()))
             sent, share = await flooding
             assert sent > 100
             assert share < 0.2

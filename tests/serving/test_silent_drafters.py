@@ -18,7 +18,9 @@ HOMES = pytest.mark.parametrize("at_home", [False, True], ids=["alone", "home"])
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(at_home=st.booleans(), turns=st.lists(st.integers(0, 9), max_size=20), count=st.integers(1, 4))
+@given(
+    at_home=st.booleans(), turns=st.lists(st.integers(0, 9), max_size=20), count=st.integers(1, 4)
+)
 def test_wakes_without_news_change_nothing(at_home, turns, count):
     """Without a socket."""
 

@@ -3,8 +3,8 @@
 from math import inf, nan
 
 import pytest
-
 from tests.serving.test_waits import Recited
+
 from wanspec_kernels.control.home_work import MAX_PASSES
 from wanspec_kernels.control.policies import EntropyGate, ExpectedGain, NeverLocal
 from wanspec_kernels.control.policy import MAX_WAIT_MS

@@ -212,8 +212,8 @@ def test_a_machine_takes_what_was_measured():
 
 def test_what_a_drafter_sends_a_second_is_measured(trace):
     found = measure(Scenario(trace, (near(),), tokens=100))
-    # A pass of 4 ms brings 128 nodes at most, with their ancestors two to four messages.
-    assert 250 < found.drafts_per_s < 1000
+    # A pass of 4 ms brings 128 nodes at most, which are one frame or two.
+    assert 200 < found.drafts_per_s < 500
     assert found.up_mbit == pytest.approx(found.wire_bytes * 8e-3 / found.latency_ms, rel=0.1)
 
 

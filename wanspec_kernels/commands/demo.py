@@ -2,7 +2,7 @@
 
 import json
 from importlib.resources import files
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,7 +17,11 @@ from wanspec_kernels.commands.options import (
     sampling_of,
 )
 
+if TYPE_CHECKING:
+    from wanspec_kernels.demo.observer import Prompt
+
 MAX_ROUND_TRIP_MS = 10_000.0
+MAX_REQUESTS = 64
 
 
 def demo(
@@ -27,6 +31,15 @@ def demo(
     max_tokens: Annotated[
         int, whole("The text after each prompt ends after this many tokens at most.", 1)
     ] = 64,
+    requests: Annotated[
+        int | None,
+        whole(
+            "This many texts are written at once. If there are more of them than prompts, prompts "
+            "are repeated with other seeds. Without it there is one for each prompt.",
+            1,
+            MAX_REQUESTS,
+        ),
+    ] = None,
     drafters: Annotated[int, whole("This many drafter processes run and dial in.", 0, 16)] = 2,
     round_trip_ms: Annotated[
         str,
@@ -65,10 +78,11 @@ def demo(
 ) -> None:
     """Show the whole thing on this machine: a target model, drafters, and slow links between them.
 
-    The target writes Python. Drafters, which are other processes here, propose tokens over
-    encrypted connections that are slowed down to a wide-area network's; home, the draft model
-    beside the target, proposes some as well. Each token has the colour of whoever proposed it, and
-    the closing table compares the text with the target's alone.
+    The target writes Python, the ends of several functions at once. Drafters, which are other
+    processes here, propose tokens over encrypted connections that are slowed down to a wide-area
+    network's; home, the draft model beside the target, proposes some as well. Each token has the
+    colour of whoever proposed it. The closing table has totals over all texts, and compares them
+    with the same texts written at once by the target alone.
 
     Of the drafts received, new ones added something and duplicate ones did not. The text had gone
     on before a late draft came, but part of it still fitted; nothing of a stale one did. A foreign
@@ -80,9 +94,11 @@ def demo(
     if prompt == "":
         fail("--prompt: expected text, got none")
 
-    from wanspec_kernels.assembly import Pair, VocabularyMismatchError
+    from wanspec_kernels.assembly import VocabularyMismatchError
     from wanspec_kernels.demo import display
-    from wanspec_kernels.demo.run import Observer, Settings, run
+    from wanspec_kernels.demo.observer import Observer
+    from wanspec_kernels.demo.panes import Panes
+    from wanspec_kernels.demo.run import Settings, run
     from wanspec_kernels.models import resolve_device, resolve_model
 
     with naming("--device"):
@@ -92,7 +108,7 @@ def demo(
     with naming("--draft"):
         resolve_model(draft)
     settings = Settings(
-        prompts=(("prompt", prompt),) if prompt is not None else _held_out_prompts(),
+        prompts=_prompts(prompt, requests, seed),
         model=model,
         draft=draft,
         sampling=sampling,
@@ -103,11 +119,11 @@ def demo(
     )
     console = Console(stderr=json_, highlight=False)
 
-    def observe(pair: Pair) -> Observer:
+    def observe() -> Observer:
         if json_:
-            return display.Quiet(console)
+            return display.Quiet(console, max_tokens)
         console.print(display.legend(drafters))
-        return display.Terminal(console, pair.target.tokenizer)
+        return Panes(console) if console.is_terminal else display.Plain(console)
 
     try:
         report = run(settings, observe)
@@ -124,6 +140,23 @@ def demo(
         fail("the text differs from the target's own", status=1)
 
 
-def _held_out_prompts() -> tuple[tuple[str, str], ...]:
+def _prompts(text: str | None, requests: int | None, seed: int) -> "tuple[Prompt, ...]":
+    """One for each request; those that repeat a prompt have the seeds after `seed`."""
+    from wanspec_kernels.demo.observer import Prompt
+
+    texts = [("prompt", text)] if text is not None else _held_out_prompts()
+    count = len(texts) if requests is None else requests
+    return tuple(
+        Prompt(*texts[number % len(texts)], seed=_wrapped(seed + number // len(texts)))
+        for number in range(count)
+    )
+
+
+def _wrapped(seed: int) -> int:
+    """The seed after the largest one is the smallest."""
+    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _held_out_prompts() -> list[tuple[str, str]]:
     entries = json.loads(files("wanspec_kernels.bundled").joinpath("prompts.json").read_text())
-    return tuple((entry["name"], entry["text"]) for entry in entries)
+    return [(entry["name"], entry["text"]) for entry in entries]

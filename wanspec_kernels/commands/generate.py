@@ -2,14 +2,21 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wanspec_kernels.command_line import choice, existing_file, existing_folder, fail, naming, whole
+from wanspec_kernels.command_line import (
+    existing_file,
+    existing_folder,
+    fail,
+    naming,
+    shown,
+    whole,
+)
 from wanspec_kernels.commands.options import (
     DeviceOption,
     MinP,
@@ -22,24 +29,35 @@ from wanspec_kernels.commands.options import (
     TopP,
     sampling_of,
 )
-from wanspec_kernels.text_stream import TextStream
 from wanspec_kernels.wire import keys
 
+if TYPE_CHECKING:
+    from wanspec_kernels.engine.engine import Engine
+    from wanspec_kernels.engine.request import Request
+    from wanspec_kernels.engine.stream import Stream
+
 BUNDLED_TARGET, BUNDLED_DRAFT = "bundled:target", "bundled:draft"
+STANDARD_INPUT = Path("-")
+MAX_AT_ONCE = 256  # requests given to the engine; the others of a long file wait here
 
 
-class PolicyChoice(StrEnum):
-    """Those that `wanspec plan` recommends."""
-
-    expected_gain = "expected-gain"
-    entropy_gate = "entropy-gate"
-    never_local = "never-local"
+def prompt_file_of(value: object) -> Path:
+    return STANDARD_INPUT if str(value) == "-" else existing_file(value)
 
 
 def generate(
     prompt: Annotated[
-        str, typer.Argument(help="The text to continue; - reads it from standard input.")
-    ],
+        str | None, typer.Argument(help="The text to continue; - reads it from standard input.")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            parser=prompt_file_of,
+            metavar="FILE",
+            help="A file with several texts to continue, one a line; - is standard input. They "
+            "are decoded together and written in the order of the file.",
+        ),
+    ] = None,
     model: TargetOption = BUNDLED_TARGET,
     home_draft: Annotated[
         str | None,
@@ -75,20 +93,19 @@ def generate(
     wait_for_drafters: Annotated[
         int, whole("The text begins once this many drafters have dialled in.", 0)
     ] = 0,
-    policy: Annotated[
-        PolicyChoice,
-        choice(
-            "The policy decides, when the target falls free, whether to verify what is here, to "
-            "wait for drafters or to draft at home; `wanspec plan` says which one fits.",
-            PolicyChoice,
-            "POLICY",
-        ),
-    ] = PolicyChoice.expected_gain,
     rows: Annotated[
         int,
-        whole("The target verifies this many tokens, or rows, in one pass at most.", 1, 1024),
+        whole(
+            "The target verifies this many tokens, or rows, of one text in one pass at most.",
+            1,
+            1024,
+        ),
     ] = 64,
-    max_tokens: Annotated[int, whole("The text ends after this many tokens at most.", 1)] = 256,
+    max_tokens: Annotated[int, whole("A text ends after this many tokens at most.", 1)] = 256,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="A text ends before this string; you may give several."),
+    ] = None,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -97,19 +114,29 @@ def generate(
     rule: RuleOption = Rule.match,
     device: DeviceOption = "auto",
 ) -> None:
-    """Continue a prompt with a target model, helped by drafters that dial in.
+    """Continue a prompt, or several at once, with a target model and drafters that dial in.
 
     A drafter is a `wanspec-drafter` process elsewhere, which proposes tokens; the target verifies
     them, so the text stays its own. The text goes to standard output, everything else to standard
-    error.
+    error. Of several texts each follows a line with its number and the prompt's beginning.
     """
+    if prompt is None and prompt_file is None:
+        fail("PROMPT: expected a value, got none; --prompt-file reads several")
+    if prompt is not None and prompt_file is not None:
+        fail("--prompt-file: expected no PROMPT beside it")
     if bind is not None and (key is None or allowed is None):
         fail("--bind: expected --key and --allowed with it")
     if bind is None and (key is not None or allowed is not None):
         fail(f"{'--key' if key is not None else '--allowed'}: expected --bind with it")
     if wait_for_drafters and bind is None:
         fail("--wait-for-drafters: expected --bind with it")
-    text = _standard_input() if prompt == "-" else prompt
+    if stop and not all(stop):
+        fail("--stop: expected text, got none")
+    if prompt is not None:
+        prompts = {"PROMPT": _standard_input("PROMPT") if prompt == "-" else prompt}
+    else:
+        assert prompt_file is not None
+        prompts = _lines_of(prompt_file)
     sampling = sampling_of(
         temperature=temperature,
         top_k=top_k,
@@ -121,8 +148,9 @@ def generate(
 
     from wanspec_kernels.assembly import Pair, VocabularyMismatchError
     from wanspec_kernels.commands import waiting
+    from wanspec_kernels.engine.request import Request
+    from wanspec_kernels.engine.stream import PassFailedError
     from wanspec_kernels.models import resolve_device, resolve_model
-    from wanspec_kernels.planning.candidates import POLICIES
     from wanspec_kernels.serving.drafters import check_bind
 
     # What can be found out at once is, for a large model takes minutes to load.
@@ -150,61 +178,119 @@ def generate(
         fail(f"--home-draft: {error}; --home-draft '' does without a draft model at home")
     except ValueError as error:
         fail(error)
-    tokenizer = pair.target.tokenizer
-    token_ids = tokenizer(text, verbose=False)["input_ids"]
     longest = pair.target.max_length
-    if not 1 <= len(token_ids) <= longest:
-        fail(
-            f"PROMPT: expected 1 to {longest} tokens, which the target takes, got {len(token_ids)}"
+    requests = []
+    for where, text in prompts.items():
+        token_ids = pair.target.tokenizer(text, verbose=False)["input_ids"]
+        if not 1 <= len(token_ids) <= longest:
+            fail(
+                f"{where}: expected 1 to {longest} tokens, which the target takes, got "
+                f"{len(token_ids)}"
+            )
+        requests.append(
+            Request(
+                tuple(token_ids),
+                max_tokens,
+                sampling,
+                stop_token_ids=pair.target.end_token_ids,
+                stop=tuple(stop or ()),
+            )
         )
-
-    stream = TextStream(tokenizer)
-
-    def show(token_ids: Sequence[int], _: Sequence[int | None]) -> None:
-        print("".join(map(stream.push, token_ids)), end="", flush=True)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     async def run() -> None:
-        service = pair.service(
-            pair.decoder(),
-            bind=bind,
-            secret=secret,
-            allowed=allow_list,
-            max_rows=rows,
-            policy=POLICIES[policy.value],
-        )
-        async with service:
+        engine = pair.engine(bind=bind, secret=secret, allowed=allow_list, max_rows=rows)
+        async with engine:
             if bind is not None:
-                say(f"drafters may dial {service.address}")
-            if allow_list is not None:
-                await waiting.wait_for_drafters(service, wait_for_drafters, allow_list, say)
-            result = await service.generate(
-                token_ids,
-                max_tokens=max_tokens,
-                stop_token_ids=pair.target.end_token_ids,
-                sampling=sampling,
-                on_tokens=show,
-            )
-        print(stream.flush())
-        s, seconds = result.statistics, result.elapsed_ms / 1000
-        say(
-            f"{s.tokens} tokens in {s.target_passes} target passes and {seconds:.2f} s; "
-            f"accepted drafts: {s.remote_tokens_accepted} remote, {s.home_tokens_accepted} home; "
-            f"draft passes at home: {s.local_draft_passes}"
-        )
+                _say(f"drafters may dial {engine.address}")
+                exchange = engine.scheduler.exchange
+                await waiting.wait_for_drafters(exchange, engine.address, wait_for_drafters, _say)
+            if prompt_file is None:
+                await _write_one(engine, requests[0])
+            else:
+                await _write_several(engine, requests, list(prompts.values()))
 
     try:
         asyncio.run(run())
+    except PassFailedError as error:
+        fail(f"{error}: {error.__cause__ or 'its logits are no numbers'}", status=1)
     except (OSError, ValueError) as error:
         fail(error)
 
 
-def _standard_input() -> str:
+async def _write_one(engine: "Engine", request: "Request") -> None:
+    """To standard output, as it comes."""
+    began_s = time.monotonic()
+    stream = engine.submit(request)
+    await _write(stream)
+    s, seconds = stream.statistics, time.monotonic() - began_s
+    _say(
+        f"{s.tokens} tokens in {s.target_passes} target passes and {seconds:.2f} s; "
+        f"{_drafts_of([stream])}"
+    )
+
+
+async def _write_several(
+    engine: "Engine", requests: Sequence["Request"], prompts: Sequence[str]
+) -> None:
+    """To standard output in their order: the first that is not complete as it comes."""
+    began_s = time.monotonic()
+    streams: list[Stream] = []
+    for number, prompt in enumerate(prompts):
+        for request in requests[len(streams) : number + MAX_AT_ONCE]:
+            streams.append(engine.submit(request))
+        print(f"==> {number + 1}: {shown(prompt)} <==")
+        await _write(streams[number])
+    seconds = time.monotonic() - began_s
+    tokens = sum(stream.statistics.tokens for stream in streams)
+    passes = sum(stream.statistics.target_passes for stream in streams)
+    _say(
+        f"{len(streams)} texts, {tokens} tokens in {seconds:.2f} s; {tokens / passes:.2f} tokens "
+        f"for each text in a target pass; {_drafts_of(streams)}"
+    )
+
+
+async def _write(stream: "Stream") -> None:
+    async for token in stream:
+        print(token.text, end="", flush=True)
+    print()
+
+
+def _drafts_of(streams: Sequence["Stream"]) -> str:
+    found = [stream.statistics for stream in streams]
+    return (
+        f"accepted drafts: {sum(s.remote_tokens_accepted for s in found)} remote, "
+        f"{sum(s.home_tokens_accepted for s in found)} home; draft passes at home: "
+        f"{sum(s.local_draft_passes for s in found)}"
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _lines_of(path: Path) -> dict[str, str]:
+    """The prompts of a file, by where they stand; empty lines are none."""
+    option = "--prompt-file"
+    if path == STANDARD_INPUT:
+        text = _standard_input(option)
+    else:
+        try:
+            text = _decoded(path.read_bytes(), option, str(path))
+        except OSError as error:
+            fail(f"{option}: {path}: {error.strerror}")
+    lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
+    found = {f"{option}: line {number}": line for number, line in lines if line.strip()}
+    if not found:
+        fail(f"{option}: expected a prompt in each line, got none")
+    return found
+
+
+def _standard_input(option: str) -> str:
+    return _decoded(sys.stdin.buffer.read(), option, "standard input")
+
+
+def _decoded(data: bytes, option: str, source: str) -> str:
     try:
-        return sys.stdin.buffer.read().decode()
+        return data.decode()
     except UnicodeDecodeError as error:
-        fail(
-            f"PROMPT: expected text in UTF-8 from standard input, got another byte at {error.start}"
-        )
+        fail(f"{option}: expected text in UTF-8 from {source}, got another byte at {error.start}")

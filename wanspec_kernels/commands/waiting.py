@@ -2,53 +2,51 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from contextlib import suppress
 
+from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.drafts.refusals import Refusal
-from wanspec_kernels.drafts.session import Session
-from wanspec_kernels.wire.keys import AllowList
 
 SAY_EVERY_S = 10.0
-LOOK_EVERY_S = 0.05
-
-
-class Service(Protocol):
-    """What is asked of a `VerifierService`."""
-
-    @property
-    def sessions(self) -> list[Session]: ...
-    @property
-    def refusals(self) -> list[Refusal]: ...
-    @property
-    def address(self) -> str: ...
 
 
 async def wait_for_drafters(
-    service: Service,
+    exchange: Exchange,
+    address: str,
     count: int,
-    allowed: AllowList,
     say: Callable[[str], None],
     *,
     say_every_s: float = SAY_EVERY_S,
 ) -> None:
-    """Return once `count` drafters are ready. A refusal is told at once, the rest now and then."""
+    """Return once `count` drafters are ready. A refusal is told at once, the rest now and then.
+
+    The exchange's events have to come on the loop's thread, as a `DrafterSocket` sees to.
+    """
     clock = asyncio.get_running_loop().time
     told: set[tuple[str, str]] = set()
+    news = asyncio.Event()
+    unsubscribe = exchange.events.subscribe(lambda _: news.set())
     say_at = clock()
-    while len(ready := _names(service, allowed)) < count:
-        refusals = service.refusals
-        for refusal in refusals:
-            if (refusal.who, refusal.reason) not in told:
-                told.add((refusal.who, refusal.reason))
-                say(f"refused {refusal.who}: {refusal.reason}")
-        if clock() >= say_at:
-            say(_state(service.address, count, ready, refusals))
-            say_at = clock() + say_every_s
-        await asyncio.sleep(LOOK_EVERY_S)
+    try:
+        while len(ready := _names(exchange)) < count:
+            refusals = exchange.refusals.latest()
+            for refusal in refusals:
+                if (refusal.who, refusal.reason) not in told:
+                    told.add((refusal.who, refusal.reason))
+                    say(f"refused {refusal.who}: {refusal.reason}")
+            if clock() >= say_at:
+                say(_state(address, count, ready, refusals))
+                say_at = clock() + say_every_s
+            news.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(say_at):
+                    await news.wait()
+    finally:
+        unsubscribe()
 
 
-def _names(service: Service, allowed: AllowList) -> list[str]:
-    return [allowed.name_of(s.key.encode()) or s.key for s in service.sessions if s.ready]
+def _names(exchange: Exchange) -> list[str]:
+    return [exchange.name_of(session.key) for session in exchange.sessions if session.ready]
 
 
 def _state(address: str, count: int, ready: Sequence[str], refusals: Sequence[Refusal]) -> str:

@@ -1,62 +1,86 @@
 """What the demo shows: text as it is committed, each token in the colour of who drafted it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wanspec_kernels.demo.run import HOME_NAME, Observer
-from wanspec_kernels.text_stream import TextStream
+from wanspec_kernels.demo.observer import HOME_NAME, Observer, Prompt
+from wanspec_kernels.engine.statistics import Statistics
 
 REMOTE_STYLES = ("black on green", "black on cyan", "black on yellow", "black on magenta")
 HOME_STYLE = "black on white"
 PROMPT_LINES = 6
-
-
-class Terminal(Observer):
-    """Streams to a console; `tokenizer` is the target's."""
-
-    def __init__(self, console: Console, tokenizer: Any) -> None:
-        self._console = console
-        self._stream = TextStream(tokenizer)
-        self._style = ""  # of the last token
-
-    def progress(self, text: str) -> None:
-        self._console.print(Text(text, "dim"))
-
-    def prompt(self, name: str, text: str) -> None:
-        self._console.print()
-        self._console.rule(f"[bold]{name}")
-        shown = text.splitlines()[-PROMPT_LINES:]
-        self._console.print(Text("\n".join(shown), "dim"), end="")
-
-    def tokens(self, token_ids: Sequence[int], drafted_by: Sequence[str | None]) -> None:
-        for token, drafter in zip(token_ids, drafted_by, strict=True):
-            self._style = style_of(drafter)
-            self._print(self._stream.push(token))
-
-    def text_ended(self) -> None:
-        self._print(self._stream.flush())
-
-    def _print(self, text: str) -> None:
-        self._console.print(Text(text, self._style), end="", soft_wrap=True)
+SHARES = 4  # Progress is told at each quarter of the tokens.
 
 
 class Quiet(Observer):
-    """Progress only, as plain lines; for `--json`."""
+    """Progress only, as plain lines; for `--json`.
 
-    def __init__(self, console: Console) -> None:
+    `max_tokens` is of each text.
+    """
+
+    def __init__(self, console: Console, max_tokens: int) -> None:
         self._console = console
-        self._prompts = 0
+        self._max_tokens = max_tokens
+        self._num_tokens = self._most = self._told = 0
 
     def progress(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
 
-    def prompt(self, name: str, text: str) -> None:
-        self._prompts += 1
-        self.progress(f"prompt {self._prompts}: {name}")
+    def begin(self, prompts: Sequence[Prompt]) -> None:
+        self._most = len(prompts) * self._max_tokens
+        for number, prompt in enumerate(prompts, 1):
+            self.progress(f"prompt {number}: {prompt.name}")
+
+    def token(self, number: int, text: str, drafted_by: str | None) -> None:
+        self._num_tokens += 1
+        share = SHARES * self._num_tokens // self._most
+        if share > self._told:
+            self._told = share
+            self.progress(f"{self._num_tokens} of at most {self._most} tokens")
+
+
+@dataclass(slots=True)
+class Written:
+    """One prompt's end, and the text after it in colours."""
+
+    prompt: Prompt
+    text: Text = field(default_factory=Text)
+
+    def __post_init__(self) -> None:
+        shown = self.prompt.text.splitlines()[-PROMPT_LINES:]
+        self.text.append("\n".join(shown), "dim")
+
+
+class Plain(Observer):
+    """Each text once it is complete; for a console that is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._texts: list[Written] = []
+
+    def progress(self, text: str) -> None:
+        self._console.print(Text(text, "dim"), soft_wrap=True)
+
+    def begin(self, prompts: Sequence[Prompt]) -> None:
+        self._texts = [Written(prompt) for prompt in prompts]
+
+    def token(self, number: int, text: str, drafted_by: str | None) -> None:
+        self._texts[number].text.append(text, style_of(drafted_by))
+
+    def text_ended(self, number: int, statistics: Statistics) -> None:
+        written = self._texts[number]
+        self._console.print()
+        self._console.print(Text(f"{written.prompt.name}: {tokens_of(statistics)}", "bold"))
+        self._console.print(written.text, soft_wrap=True)
+
+
+def tokens_of(statistics: Statistics) -> str:
+    return f"{statistics.tokens} tokens in {statistics.target_passes} target passes"
 
 
 def style_of(drafter: str | None) -> str:
@@ -86,8 +110,8 @@ def table(report: dict[str, Any], target_pass_ms: float, rule: str) -> Table:
     same = "yes, every token" if report["identical_to_target_alone"] else "no"
     if rule == "rejection" and not report["identical_to_target_alone"]:
         same = "no: `rejection` keeps the distribution, not the text"
-    rows.add_row("tokens", f"{report['tokens']} in {report['target_passes']} target passes")
-    rows.add_row("tokens per target pass", f"{report['tokens_per_target_pass']:.2f}")
+    rows.add_row("tokens", f"{report['tokens']} of {len(report['requests'])} texts at once")
+    rows.add_row("tokens of a text in a target pass", f"{report['tokens_per_target_pass']:.2f}")
     rows.add_row("target pass", f"paced to {target_pass_ms:g} ms, as a 70B model's")
     rows.add_row("time", f"{report['seconds']:.2f} s; alone {report['seconds_target_alone']:.2f} s")
     rows.add_row("speed-up over the target alone", f"{report['speedup_over_target_alone']:.2f}×")

@@ -150,7 +150,9 @@ def _spawn(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        # A Ctrl-C is for us: we stop the others, and they would each say so.
-        start_new_session=True,
+        # A Ctrl-C is for us: we stop the others, and they would each say so. A group of its own is
+        # enough for that; in a session of its own a process has, where the kernel groups sessions
+        # for scheduling, the share of all of ours however nice it is.
+        process_group=0,
         preexec_fn=prepare if sys.platform == "linux" else None,
     )

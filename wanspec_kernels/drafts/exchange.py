@@ -18,8 +18,8 @@ from wanspec_kernels.drafts.sources import Sources
 from wanspec_kernels.wire import (
     MAX_DEPTH,
     MAX_MESSAGE_BYTES,
-    MAX_PROMPT_TOKENS,
     MAX_PLAIN_BYTES,
+    MAX_PROMPT_TOKENS,
     Close,
     Draft,
     Error,
@@ -455,11 +455,8 @@ class Exchange:
         drafted.append(text)
         outcome = text.offer(session.source, draft, now)
         self._keeping_up[session.source].observe(outcome.kind)
-        self.events.emit(
-            events.Offered(
-                draft.request, session.source, outcome, len(draft.token_ids), draft.base_length
-            )
-        )
+        if self.events.wanted:
+            self.events.emit(events.Offered(session.source, draft, outcome))
         if outcome.kind is Kind.INVALID:
             self._quarantine(session.key, outcome.reason, now)
         return outcome.new_claims > 0

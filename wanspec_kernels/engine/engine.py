@@ -10,11 +10,11 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from wanspec_kernels.control.home import DraftAtHome, HomeJob
+from wanspec_kernels.engine.events import Committed, Finished, FinishReason, News
 from wanspec_kernels.engine.output_text import OutputText
 from wanspec_kernels.engine.plan import PassPlan, Verdict
 from wanspec_kernels.engine.request import Request
-from wanspec_kernels.engine.scheduler import Committed, Event, Finished, Scheduler
-from wanspec_kernels.engine.sequence import FinishReason
+from wanspec_kernels.engine.scheduler import Scheduler
 from wanspec_kernels.engine.stream import Stream, Token
 from wanspec_kernels.wire import MAX_TREE_NODES, Draft, Open
 
@@ -56,6 +56,7 @@ class Drafters(Protocol):
     """
 
     on_draft: Callable[[], None]
+    address: str  # where they dial, once it is started
 
     async def start(self) -> None: ...
     def send(self) -> None: ...
@@ -99,7 +100,7 @@ class Engine:
         self._launching: asyncio.Future[float] | None = None  # done when the device has its work
         self._passing: asyncio.Future[tuple[list[Verdict], float]] | None = None
         self._failed: BaseException | None = None  # by what a launch did
-        self._undelivered: list[tuple[Event, BaseException | None]] = []
+        self._undelivered: list[tuple[News, BaseException | None]] = []
         # What the loop worked between a verdict and the next launch, without what it waited.
         self.host_ms: deque[float] = deque(maxlen=HOST_TIMES)
         self._host_s: float | None = None  # since the last verdict; None: launched
@@ -143,6 +144,11 @@ class Engine:
         self._target_worker.shutdown(wait=False, cancel_futures=True)
         self._home_worker.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def address(self) -> str:
+        """Where remote drafters dial; empty if none can."""
+        return "" if self._drafters is None else self._drafters.address
+
     def submit(self, request: Request) -> Stream:
         """Queue a request.
 
@@ -158,7 +164,11 @@ class Engine:
         sequence = self.scheduler.submit(request, _now_ms())
         text = OutputText(self._tokenizer, request.stop) if self._tokenizer is not None else None
         stream = self._streams[sequence.number] = Stream(
-            sequence.number, sequence.statistics, self._cancel, text
+            sequence.number,
+            sequence.statistics,
+            self._cancel,
+            text,
+            sequence.text.source_names,
         )
         self._wake.set()
         return stream
@@ -269,7 +279,7 @@ class Engine:
             logger.error("home drafter: a draft failed", exc_info=error)
         self._failed_at_home |= new
 
-    def _add(self, events: list[Event], error: BaseException | None = None) -> None:
+    def _add(self, events: list[News], error: BaseException | None = None) -> None:
         self._undelivered += [(event, error) for event in events]
 
     def _deliver(self) -> None:

@@ -15,10 +15,9 @@ from wanspec_kernels.control.waits import Waits
 from wanspec_kernels.drafts.pool import HOME, Kind, Outcome, Pool, Selection
 from wanspec_kernels.drafts.replies import Replies
 from wanspec_kernels.engine.actions import Action, Committed, DraftAtHome, Finished, StartPass
-from wanspec_kernels.engine.sequence import check_verdict
 from wanspec_kernels.engine.request import Limits, Request
+from wanspec_kernels.engine.sequence import check_verdict
 from wanspec_kernels.engine.statistics import Statistics
-from wanspec_kernels.tree import HostTree
 from wanspec_kernels.wire import MAX_DEPTH, MAX_PROMPT_TOKENS, Draft, Open
 
 AHEAD_ROWS = 128  # of the tree that home sees while the target runs

@@ -15,11 +15,26 @@ from wanspec_kernels.control.waiting import best_wait_ms
 from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.drafts.pool import HOME
 from wanspec_kernels.drafts.selection import Selection
+from wanspec_kernels.engine.events import (
+    Admitted,
+    Committed,
+    Finished,
+    FinishReason,
+    HomeBegan,
+    HomeEnded,
+    News,
+    PassBegan,
+    PassEnded,
+    PassFailed,
+    Preempted,
+    Submitted,
+    Waited,
+)
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import Part, PassPlan, Verdict
 from wanspec_kernels.engine.request import Limits, Request, check_bitmask
 from wanspec_kernels.engine.rows import Candidate, Chosen, choose_rows
-from wanspec_kernels.engine.sequence import FinishReason, Sequence, State
+from wanspec_kernels.engine.sequence import Sequence, State
 from wanspec_kernels.wire import Draft
 
 logger = logging.getLogger(__name__)
@@ -44,29 +59,16 @@ class SchedulerLimits:
     home_price: float = 0.0  # of a millisecond of drafting, in milliseconds of the requests' time
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
-    request: int
-    token_ids: tuple[int, ...]
-    sources: tuple[int | None, ...]  # of each token: who drafted it; None: the target's own
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    request: int
-    reason: FinishReason
-
-
-Event = Committed | Finished
-
-
 @dataclass(slots=True)
 class _Pass:
     plan: PassPlan
     selections: dict[int, Selection]
     context: int
     began_ms: float | None = None
+
+    @property
+    def requests(self) -> tuple[int, ...]:
+        return tuple(part.request for part in self.plan.parts)
 
 
 class Scheduler:
@@ -96,6 +98,7 @@ class Scheduler:
     ) -> None:
         self.pages = pages
         self.exchange = exchange or Exchange(vocabulary=b"", vocab_size=vocab_size, now=0.0)
+        self.events = self.exchange.events
         self.times = times or PassTimes()
         self.sequences: dict[int, Sequence] = {}  # alive
         self.num_preempted = 0
@@ -109,16 +112,18 @@ class Scheduler:
         self._vocab_size = vocab_size
         self._numbers = count(1)
         self._deadlines: list[tuple[float, int]] = []  # a heap, with the requests' numbers
-        self._ended: list[Event] = []
+        self._ended: list[News] = []
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []  # in order of admission
         self._running: _Pass | None = None
         self._free_ms: float | None = None  # since when the target has been free, with work
+        self._has_waited = False  # since then, for drafts
         self._wake_ms: float | None = None
         self.odds = Odds()
         self.home = Home() if home else None
         self._rate = Rate()
         self._home_passes = 0  # since the last pass of the target began
+        self._home_began_ms = 0.0
         self._before_home: tuple[float, float] | None = None  # what a pass was worth, and the mass
 
     @property
@@ -178,20 +183,22 @@ class Scheduler:
             heappush(self._deadlines, (sequence.deadline_ms, sequence.number))
         self._waiting.append(sequence)
         self._wake_ms = now
+        if self.events.wanted:
+            self.events.emit(Submitted(number, len(request.token_ids), now))
         return sequence
 
-    def cancel(self, number: int, now: float) -> list[Event]:
+    def cancel(self, number: int, now: float) -> list[News]:
         """End a request: at once, or with the pass that it takes part in. Unknown ones are over.
 
         Nothing that this pass decides is committed.
         """
         return self._end(number, "cancelled", now)
 
-    def stop(self, number: int, now: float) -> list[Event]:
+    def stop(self, number: int, now: float) -> list[News]:
         """As `cancel`, because its text has turned out to be complete."""
         return self._end(number, "stop", now)
 
-    def ended(self, now: float) -> list[Event]:
+    def ended(self, now: float) -> list[News]:
         """Who has ended since the last call without a verdict, such as by a deadline.
 
         Ask before each `step`. Whose deadline passes in a pass ends with it.
@@ -204,7 +211,7 @@ class Scheduler:
         ended, self._ended = self._ended, []
         return ended
 
-    def _end(self, number: int, reason: FinishReason, now: float) -> list[Event]:
+    def _end(self, number: int, reason: FinishReason, now: float) -> list[News]:
         sequence = self.sequences.get(number)
         if sequence is None:
             return []
@@ -242,6 +249,7 @@ class Scheduler:
         until_ms = self._wait_until(deciding, chosen, context, now)
         if until_ms is not None:
             self._wake_ms = until_ms
+            self._has_waited = True
             return None
         return self._begin(reading, deciding, chosen, context, now)
 
@@ -276,6 +284,9 @@ class Scheduler:
         ]
         drafting = DraftAtHome(tuple(jobs))
         home.begins(drafting, target_ms, now)
+        self._home_began_ms = now
+        if self.events.wanted:
+            self.events.emit(HomeBegan(tuple(job.request for job in jobs), now))
         self._home_passes += 1
         return drafting
 
@@ -287,7 +298,10 @@ class Scheduler:
         """
         assert self.home is not None
         asked = self.home.asked
-        self.home.ends(now)
+        unread = {number for number, brought in drafts.items() if brought is None}
+        self.home.ends(now, unread)
+        if self.events.wanted:
+            self.events.emit(HomeEnded(tuple(sorted(asked)), now - self._home_began_ms, now))
         for number in asked:
             sequence = self.sequences.get(number)
             if sequence is None:
@@ -298,6 +312,7 @@ class Scheduler:
                 continue
             if number not in drafts:
                 sequence.statistics.home_failures += 1
+                self.home.forget(number)
                 sequence.pool.enrol(HOME)
             found = [sequence.offer(HOME, draft, now) for draft in brought]
             if not any(outcome.new_claims for outcome in found):
@@ -308,13 +323,16 @@ class Scheduler:
         """The device has begun the pass that `step` gave out."""
         assert self._running is not None
         self._running.began_ms = now
+        if self.events.wanted:
+            running = self._running
+            self.events.emit(PassBegan(running.requests, running.plan.num_rows, now))
         for part in self._running.plan.parts:
             sequence = self.sequences[part.request]
             sequence.statistics.waited_ms += now - sequence.ready_ms
 
     def verdict(
         self, verdicts: Many[Verdict], now: float, *, ended_ms: float | None = None
-    ) -> list[Event]:
+    ) -> list[News]:
         """The pass under way has ended, at `now` if it is not said when.
 
         Raises:
@@ -328,9 +346,12 @@ class Scheduler:
         if [verdict.request for verdict in verdicts] != expected:
             raise ValueError(f"verdict: expected those of {expected}, got others")
         self._running = None
-        pass_ms = (now if ended_ms is None else ended_ms) - running.began_ms
+        ended_ms = now if ended_ms is None else ended_ms
+        pass_ms = ended_ms - running.began_ms
+        if self.events.wanted:
+            self.events.emit(PassEnded(running.requests, running.plan.num_rows, pass_ms, ended_ms))
         self.times.observe(running.plan.num_rows, running.context, pass_ms)
-        events: list[Event] = []
+        events: list[News] = []
         for part in running.plan.parts:
             sequence = self.sequences[part.request]
             sequence.num_written += len(part.prefix)
@@ -357,21 +378,23 @@ class Scheduler:
         self._wake_ms = now
         return events
 
-    def failed(self, now: float) -> list[Event]:
+    def failed(self, now: float) -> list[News]:
         """The pass under way raised: the requests that took part in it end."""
         assert self._running is not None
-        parts = self._running.plan.parts
+        requests = self._running.requests
         self._running = None
-        events: list[Event] = []
-        for part in parts:
-            sequence = self.sequences[part.request]
+        if self.events.wanted:
+            self.events.emit(PassFailed(requests, now))
+        events: list[News] = []
+        for number in requests:
+            sequence = self.sequences[number]
             sequence.end(sequence.ending or "failed")
             events.append(self._finish(sequence))
         self._free_ms = now if self._active else None
         self._wake_ms = now
         return events
 
-    def _commit(self, running: _Pass, verdict: Verdict, now: float) -> list[Event]:
+    def _commit(self, running: _Pass, verdict: Verdict, now: float) -> list[News]:
         sequence = self.sequences[verdict.request]
         if sequence.ending is not None:
             return []
@@ -379,7 +402,7 @@ class Scheduler:
             sequence.end("failed")
             return []
         if self.home is not None:
-            self.home.forget(verdict.request)
+            self.home.went_on(verdict.request)
         selection = running.selections[verdict.request]
         committed, sources = sequence.commit(
             selection.tree, selection.sources, verdict.token_ids, verdict.accepted_nodes, now
@@ -394,7 +417,9 @@ class Scheduler:
         for each in selection.tree.expansions or ():
             hits[each.parent] = hits.get(each.parent, False) or not path.isdisjoint(each.children)
         self.odds.observe_expansions(list(hits.values()))
-        return [Committed(verdict.request, committed, sources, verdict)]
+        news = Committed(verdict.request, committed, sources, verdict)
+        self.events.emit(news)
+        return [news]
 
     def _admit(self, now: float) -> None:
         """First come, first served: who does not fit keeps those behind it waiting."""
@@ -415,6 +440,8 @@ class Scheduler:
                 sequence.statistics.admitted_ms = now
             self._active.append(sequence)
             self.exchange.ask(sequence.number)
+            if self.events.wanted:
+                self.events.emit(Admitted(sequence.number, now))
 
     def _reading(self) -> tuple[dict[int, int], list[Sequence]]:
         """How much text each request reads in the pass, and for whom it decides tokens.
@@ -499,7 +526,7 @@ class Scheduler:
             if number not in reading or sequence.state is not State.READY:
                 continue
             slots = sequence.num_written + reading[number]
-            if not self._reserve(sequence, slots + (number in wanted)):
+            if not self._reserve(sequence, slots + (number in wanted), now):
                 continue
             if number in wanted:
                 trees[number] = self._fit(sequence, slots, wanted[number])
@@ -517,8 +544,13 @@ class Scheduler:
             self.sequences[part.request].state = State.RUNNING
             self.sequences[part.request].pool.pass_begins()
         self._running = _Pass(PassPlan(tuple(parts)), trees, context)
+        if self._has_waited and self._free_ms is not None and self.events.wanted:
+            self.events.emit(Waited(now - self._free_ms, now))
+        self._has_waited = False
         self._home_passes = 0
         self._before_home = None
+        if self.home is not None:
+            self.home.target_began()
         return self._running.plan
 
     def _part(self, sequence: Sequence, read: int, selection: Selection | None) -> Part | None:
@@ -557,16 +589,16 @@ class Scheduler:
         assert fits
         return selection
 
-    def _reserve(self, sequence: Sequence, slots: int) -> bool:
+    def _reserve(self, sequence: Sequence, slots: int, now: float) -> bool:
         """Pages for what must run, if need be those of who came last; False: it was that one."""
         while not self.pages.reserve(sequence.number, slots):
             last = self._active[-1]
-            self._preempt(last)
+            self._preempt(last, now)
             if last is sequence:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence, now: float) -> None:
         """Take its pages back; it is the first to be admitted again."""
         self._active.remove(sequence)
         self.pages.release(sequence.number)
@@ -575,6 +607,8 @@ class Scheduler:
         sequence.statistics.preemptions += 1
         self.num_preempted += 1
         self._waiting.appendleft(sequence)
+        if self.events.wanted:
+            self.events.emit(Preempted(sequence.number, now))
 
     def _finish(self, sequence: Sequence) -> Finished:
         assert sequence.finish_reason is not None
@@ -590,8 +624,12 @@ class Scheduler:
             self._deadlines = [each for each in self._deadlines if each[1] in self.sequences]
             heapify(self._deadlines)
         sequence.account()
+        if self.home is not None:
+            self.home.forget(sequence.number)
         self.exchange.close(sequence.number, sequence.finish_reason)
-        return Finished(sequence.number, sequence.finish_reason)
+        news = Finished(sequence.number, sequence.finish_reason, sequence.statistics)
+        self.events.emit(news)
+        return news
 
 
 def _reads_the_same(reader: Sequence, sequence: Sequence, page_end: int) -> bool:

@@ -8,12 +8,11 @@ from wanspec_kernels.drafts.drafted_text import DraftedText
 from wanspec_kernels.drafts.outcome import Outcome
 from wanspec_kernels.drafts.pool import HOME, Pool
 from wanspec_kernels.drafts.replies import Replies
+from wanspec_kernels.engine.events import FinishReason
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.statistics import Statistics
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.wire import Draft, Open
-
-FinishReason = Literal["length", "stop", "deadline", "cancelled", "failed"]
 
 
 class State(Enum):

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from wanspec_kernels.engine.events import FinishReason
 from wanspec_kernels.engine.output_text import OutputText
 from wanspec_kernels.engine.plan import LogProbs
-from wanspec_kernels.engine.sequence import FinishReason
 from wanspec_kernels.engine.statistics import Statistics
 
 
@@ -40,9 +40,11 @@ class Stream:
         statistics: Statistics,
         cancel: Callable[[int], None],
         text: OutputText | None = None,
+        source_names: Mapping[int, str] | None = None,
     ) -> None:
         self.number = number
         self.statistics = statistics
+        self.source_names = {} if source_names is None else source_names  # of remotes asked so far
         self.finish_reason: FinishReason | None = None
         self._cancel = cancel
         self._text = text

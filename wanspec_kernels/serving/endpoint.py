@@ -32,7 +32,6 @@ from wanspec_kernels.wire import (
     decode_frame,
     encode_frame,
 )
-from wanspec_kernels.wire.addresses import binds_ipv6
 from wanspec_kernels.wire.keys import SILENT_MS, AllowList, Door, Secret
 
 logger = logging.getLogger(__name__)

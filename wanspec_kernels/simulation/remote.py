@@ -12,6 +12,7 @@ from drafter.session import Limits, Session
 from wanspec_kernels.drafts import session as verifier
 from wanspec_kernels.drafts.pool import Kind
 from wanspec_kernels.engine.generation import Generation
+from wanspec_kernels.events import Offered
 from wanspec_kernels.simulation.link import Carried, OneWay
 from wanspec_kernels.simulation.machine import Clock
 from wanspec_kernels.simulation.scenario import DrafterProfile
@@ -37,6 +38,7 @@ class Remote:
         seed: int,
         clock: Clock,
         on_offer: Callable[[int], None],
+        on_event: Callable[[Offered], None] = lambda event: None,
     ) -> None:
         self.source, self.profile = source, profile
         link, begin = profile.link, Random(f"{seed} {source}").random()
@@ -51,7 +53,7 @@ class Remote:
         self._env, self._clock = env, clock
         self._max_requests = max_requests
         self._generations = generations
-        self._on_offer = on_offer
+        self._on_offer, self._on_event = on_offer, on_event
         self._carried: dict[Carried, tuple[simpy.Event, Callable[[], None]]] = {}
         self._inbox: list[bytes] = []
         self._connection: Connection | None = None  # what earlier ones carried is lost
@@ -211,6 +213,7 @@ class Remote:
         if generation is None:
             return
         outcome = generation.offer(self.source, draft, self._clock.now_ms)
+        self._on_event(Offered(self.source, draft, outcome))
         if outcome.kind is Kind.INVALID:
             self._send(self.down, self.session.quarantine(outcome.reason), self._receive)
             generation.retire(self.source)

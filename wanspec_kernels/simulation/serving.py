@@ -44,6 +44,7 @@ class Serving:
         home_proposer: TracedProposer,
         on_commit: Callable[[Generation], None],
         on_finish: Callable[[int], None],
+        on_event: Callable[[Committed], None] = lambda event: None,
     ) -> None:
         self.number = number
         self._env, self._clock, self._text, self._scenario = env, clock, text, scenario
@@ -52,7 +53,7 @@ class Serving:
         self._alarm_ms: float | None = None  # when it rings; None: it is not set
         self._before: list[int] = []  # output of requests that a restart has ended
         self._begin(estimates)
-        self._on_commit, self._on_finish = on_commit, on_finish
+        self._on_commit, self._on_finish, self._on_event = on_commit, on_finish, on_event
         self._began_ms = self._last_ms = env.now
         self._token_ms: list[float] = []
 
@@ -106,6 +107,7 @@ class Serving:
                 case Committed(token_ids):
                     took_ms, self._last_ms = self._env.now - self._last_ms, self._env.now
                     self._token_ms += [took_ms / len(token_ids)] * len(token_ids)
+                    self._on_event(action)
                     self._on_commit(self.generation)
                 case Finished():
                     self._on_finish(self.number)

@@ -1,9 +1,13 @@
 """World: a verifier, its requests and its drafters in virtual time."""
 
+from collections.abc import Callable
+
 import simpy
 
 from wanspec_kernels.control.estimates import Estimates
+from wanspec_kernels.engine.actions import Committed
 from wanspec_kernels.engine.generation import Generation
+from wanspec_kernels.events import Offered
 from wanspec_kernels.simulation.machine import Batcher, Clock
 from wanspec_kernels.simulation.remote import Remote
 from wanspec_kernels.simulation.scenario import Scenario
@@ -15,9 +19,16 @@ GREETING_MS = 1000.0  # after which requests begin in any case
 
 
 class World:
-    """Runs a scenario once; times are in ms of virtual time from 0."""
+    """Runs a scenario once; times are in ms of virtual time from 0.
 
-    def __init__(self, scenario: Scenario) -> None:
+    `on_event` is told of every draft that was offered and of every commit, as it happens.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        on_event: Callable[[Offered | Committed], None] = lambda event: None,
+    ) -> None:
         s = self.scenario = scenario
         self.env = simpy.Environment()
         self.clock = Clock(self.env)
@@ -46,6 +57,7 @@ class World:
                 seed=s.seed,
                 clock=self.clock,
                 on_offer=self._on_offer,
+                on_event=on_event,
             )
             for number, profile in enumerate(s.drafters, 1)
         ]
@@ -69,6 +81,7 @@ class World:
                 home_proposer=TracedProposer(s.trace.vocab_size, self.texts),
                 on_commit=self._on_commit,
                 on_finish=self._on_finish,
+                on_event=on_event,
             )
 
     def run(self) -> list[RequestRun]:
