@@ -264,6 +264,6 @@ class World:
         left += [self.scheduler.sequences, self.scheduler._active, self.scheduler._waiting]
         left += [self.scheduler._deadlines, self.scheduler._ended]
         if self.scheduler.home is not None:
-            left.append(self.scheduler.home._spent)
+            left += [self.scheduler.home._spent, self.scheduler.home._read]
         assert not any(left), left
         assert self.scheduler.pages.num_free == self.scheduler.pages.num_pages

@@ -44,26 +44,6 @@ def walk(text, tree):
         accepted.append(at)
 
 
-class FakeTarget:
-    """A TargetModel; `verify` walks the tree as `match` would."""
-
-    def __init__(self):
-        self.texts = {}
-        self.trees = []
-
-    def start(self, request, token_ids, sampling=None):
-        self.texts[request] = list(token_ids)
-
-    def verify(self, request, tree):
-        text = self.texts[request]
-        assert tree.token_ids[0] == text[-1]
-        self.trees.append(tree)
-        return walk(text, tree)
-
-    def finish(self, request):
-        del self.texts[request]
-
-
 def guess(rng: Random, text, skill, depth, *, request=1, branches=1, base_length=None):
     """A draft below `text`: each level right with probability `skill`, wrong branches beside it."""
     base = len(text) if base_length is None else base_length

@@ -1,13 +1,13 @@
 """In virtual time, too, every wait ends, whatever the policy answers and whoever is silent."""
 
+from itertools import cycle
 from math import inf, nan
 
 import pytest
-from tests.serving.test_waits import Recited
 
 from wanspec_kernels.control.home_work import MAX_PASSES
 from wanspec_kernels.control.policies import EntropyGate, ExpectedGain, NeverLocal
-from wanspec_kernels.control.policy import MAX_WAIT_MS
+from wanspec_kernels.control.policy import MAX_WAIT_MS, DraftAtHome, Verify, Wait
 from wanspec_kernels.simulation.faults import Faults
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
@@ -18,6 +18,21 @@ TOKENS = 30
 TARGET_MS, HOME_MS = 30.0, 3.0
 MACHINES = {"target": Machine(TARGET_MS), "home": Machine(HOME_MS)}
 HOME, VERIFY = ("home", 1), ("verify",)
+
+
+class Recited:
+    """A policy whose answers are these, in turn, whatever it sees."""
+
+    def __init__(self, answers):
+        self._answers = cycle(answers)
+
+    def decide(self, view):
+        match next(self._answers):
+            case ("wait", ms):
+                return Wait(view.now_ms + ms)
+            case ("home", passes):
+                return DraftAtHome(passes)
+        return Verify()
 
 
 def waits(*times_ms):

@@ -624,8 +624,6 @@ class Scheduler:
             self._deadlines = [each for each in self._deadlines if each[1] in self.sequences]
             heapify(self._deadlines)
         sequence.account()
-        if self.home is not None:
-            self.home.forget(sequence.number)
         self.exchange.close(sequence.number, sequence.finish_reason)
         news = Finished(sequence.number, sequence.finish_reason, sequence.statistics)
         self.events.emit(news)
