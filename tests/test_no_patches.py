@@ -44,7 +44,6 @@ ALLOWED = {
     "bench/virtual_faults.py": {"generation.offer"},
     "wanspec_kernels/simulation/measures.py": {"generation.policy"},
     "wanspec_kernels/simulation/liars.py": {"remote.drafter"},
-    "tests/serving/test_silent_drafters.py": {"waits.MAX_WAIT_MS"},
     "tests/simulation/test_faults.py": {"session.on_message", "type(home).begins"},
 }
 

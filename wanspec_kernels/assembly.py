@@ -11,12 +11,9 @@ import transformers
 from drafter.home import HomeDrafter
 from drafter.model import DraftModel
 from wanspec_kernels.control.pass_times import SIZES
-from wanspec_kernels.control.policies import ExpectedGain
-from wanspec_kernels.control.policy import Policy
 from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.engine.engine import Engine, PassRunner
-from wanspec_kernels.engine.interfaces import TargetModel
-from wanspec_kernels.engine.model import Capacity, CaptureError, Target, TreeDecoder
+from wanspec_kernels.engine.model import Capacity, CaptureError, Target
 from wanspec_kernels.engine.model.capacity import ladder
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.request import Limits
@@ -24,7 +21,6 @@ from wanspec_kernels.engine.runner import Runner
 from wanspec_kernels.engine.scheduler import Scheduler, SchedulerLimits
 from wanspec_kernels.models import resolve_device, resolve_model
 from wanspec_kernels.serving.drafters import DrafterSocket, now_ms
-from wanspec_kernels.serving.service import ServiceConfig, VerifierService
 from wanspec_kernels.wire.keys import AllowList, Secret
 from wanspec_kernels.wire.vocabulary import format_fingerprint
 
@@ -97,9 +93,6 @@ class Pair:
             )
         return cls(target, home)
 
-    def decoder(self) -> TreeDecoder:
-        return TreeDecoder(self.target)
-
     def engine(
         self,
         *,
@@ -143,32 +136,6 @@ class Pair:
             home=HomeDrafter(self.home) if with_home and self.home is not None else None,
             drafters=drafters,
             tokenizer=self.target.tokenizer,
-        )
-
-    def service(
-        self,
-        decoder: TargetModel,
-        *,
-        bind: str | None = None,
-        secret: Secret | None = None,
-        allowed: AllowList | None = None,
-        max_rows: int = 64,
-        policy: Policy | None = None,
-    ) -> VerifierService:
-        """With `bind`, drafters whose keys are in `allowed` may dial in; without, none can.
-
-        `max_rows` bounds a verified tree; `policy` None is the default one.
-        """
-        limits = Limits(max_rows=max_rows, max_length=self.target.max_length)
-        return VerifierService(
-            decoder,
-            vocabulary=self.target.vocabulary,
-            vocab_size=self.target.vocab_size,
-            bind=bind,
-            secret=secret,
-            allowed=allowed,
-            home=HomeDrafter(self.home) if self.home else None,
-            config=ServiceConfig(policy=policy or ExpectedGain(), limits=limits),
         )
 
 

@@ -95,6 +95,7 @@ class Home:
         for request, length in self._reading.items():
             if request not in unread:
                 self._read[request] = length
+        self._reading = {}
         self._began_ms = None
         self.asked = frozenset()
         self.passes += 1
@@ -117,3 +118,4 @@ class Home:
         """It has ended, or home has failed for it and would have to read its text anew."""
         self._spent.discard(request)
         self._read.pop(request, None)
+        self._reading.pop(request, None)

@@ -16,8 +16,8 @@ from wanspec_kernels.drafts.pool import HOME, Kind, Outcome, Pool, Selection
 from wanspec_kernels.drafts.replies import Replies
 from wanspec_kernels.engine.actions import Action, Committed, DraftAtHome, Finished, StartPass
 from wanspec_kernels.engine.request import Limits, Request
+from wanspec_kernels.engine.sequence import check_verdict
 from wanspec_kernels.engine.statistics import Statistics
-from wanspec_kernels.tree import HostTree
 from wanspec_kernels.wire import MAX_DEPTH, MAX_PROMPT_TOKENS, Draft, Open
 
 AHEAD_ROWS = 128  # of the tree that home sees while the target runs
@@ -375,18 +375,3 @@ class Generation:
     def _expect(self, phase: _Phase) -> None:
         if self._phase is not phase:
             raise RuntimeError(f"phase: expected {phase.value}, got {self._phase.value}")
-
-
-def check_verdict(tree: HostTree, token_ids: Sequence[int], accepted_nodes: Sequence[int]) -> None:
-    """Raise ValueError unless the verdict is a path of the tree with one token after it."""
-    if len(token_ids) != len(accepted_nodes) + 1:
-        raise ValueError(
-            f"verdict: expected {len(accepted_nodes) + 1} tokens, got {len(token_ids)}"
-        )
-    at = 0
-    for token, node in zip(token_ids, accepted_nodes, strict=False):
-        if not 0 < node < len(tree.parents) or tree.parents[node] != at:
-            raise ValueError(f"verdict: expected a child of node {at}, got node {node}")
-        if tree.token_ids[node] != token:
-            raise ValueError(f"verdict: expected token {tree.token_ids[node]}, got {token}")
-        at = node

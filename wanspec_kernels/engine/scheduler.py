@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 
 from wanspec_kernels.control.home import DraftAtHome, Home, HomeJob
@@ -621,9 +621,12 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         del self.sequences[sequence.number]
-        sequence.account()
         if self.home is not None:
             self.home.forget(sequence.number)
+        if len(self._deadlines) > 2 * len(self.sequences):
+            self._deadlines = [each for each in self._deadlines if each[1] in self.sequences]
+            heapify(self._deadlines)
+        sequence.account()
         self.exchange.close(sequence.number, sequence.finish_reason)
         news = Finished(sequence.number, sequence.finish_reason, sequence.statistics)
         self.events.emit(news)

@@ -9,7 +9,6 @@ from wanspec_kernels.drafts.outcome import Outcome
 from wanspec_kernels.drafts.pool import HOME, Pool
 from wanspec_kernels.drafts.replies import Replies
 from wanspec_kernels.engine.events import FinishReason
-from wanspec_kernels.engine.generation import check_verdict
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.statistics import Statistics
 from wanspec_kernels.tree import HostTree
@@ -175,3 +174,18 @@ class Sequence:
             if token in self.request.stop_token_ids:
                 return list(token_ids[: i + 1]), "stop"
         return list(token_ids[:room]), "length" if len(token_ids) >= room else None
+
+
+def check_verdict(tree: HostTree, token_ids: Many[int], accepted_nodes: Many[int]) -> None:
+    """Raise ValueError unless the verdict is a path of the tree with one token after it."""
+    if len(token_ids) != len(accepted_nodes) + 1:
+        raise ValueError(
+            f"verdict: expected {len(accepted_nodes) + 1} tokens, got {len(token_ids)}"
+        )
+    at = 0
+    for token, node in zip(token_ids, accepted_nodes, strict=False):
+        if not 0 < node < len(tree.parents) or tree.parents[node] != at:
+            raise ValueError(f"verdict: expected a child of node {at}, got node {node}")
+        if tree.token_ids[node] != token:
+            raise ValueError(f"verdict: expected token {tree.token_ids[node]}, got {token}")
+        at = node
