@@ -14,6 +14,7 @@ from wanspec_kernels.control.tuning import TUNING, Tuning
 from wanspec_kernels.control.waiting import best_wait_ms
 from wanspec_kernels.drafts.pool import HOME
 from wanspec_kernels.drafts.selection import Selection
+from wanspec_kernels.drafts.worth import TRUSTED
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import Part, PassPlan, Verdict
 from wanspec_kernels.engine.request import Limits, Request
@@ -216,7 +217,7 @@ class Scheduler:
             self.odds.observe_level(value - before, mass)
             self._before_home = None
         open_mass = {
-            sequence.number: selection.open_mass
+            sequence.number: _open_to_home(selection)
             for sequence, selection in zip(deciding, chosen.selections, strict=True)
             if home.has_more_for(sequence.number)
         }
@@ -499,6 +500,16 @@ class Scheduler:
             self._waiting.remove(sequence)
         del self.sequences[sequence.number]
         return Finished(sequence.number, sequence.finish_reason)
+
+
+def _open_to_home(selection: Selection) -> float:
+    """Probability that the path leaves the tree where nobody has drafted whom one would wait for.
+
+    What one of little credit has drafted is no sign that home has nothing to add: a liar that was
+    right about each second token made texts take 1.08 times as long when it counted in part.
+    """
+    rows = zip(selection.probabilities, selection.openness, strict=True)
+    return sum([p * (1.0 if share > 1.0 - TRUSTED else share) for p, share in rows])
 
 
 def _known(sequence: Sequence, selection: Selection) -> Draft | None:
