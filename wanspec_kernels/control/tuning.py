@@ -33,8 +33,8 @@ class Tuning:
     most_news: int = 32
     # Of a pass of the target, for the first at home: an eighth, as a 1B model beside an 8B one.
     first_home_share: float = 0.125
-    # Of the target, that a round waits for drafts. The one bounded wait that a useless drafter may
-    # cost, and longer ones gained nothing when a target pass was 30 ms (`bench.wide_area`).
+    # Of the target, that a round waits for drafts: the one bounded wait that a useless drafter may
+    # cost. It is older than this file, and no experiment here chose it.
     max_wait_passes: float = 0.4
     # Of the target: what a round took longer is no pace but a pause, as of a clock that jumped.
     # With such rounds counted, a text under faults took 1.16 times as long (tests/simulation).
@@ -54,8 +54,7 @@ class Tuning:
     odds_fading: float = 0.98
     level_fading: float = 0.95
     rate_fading: float = 0.95
-    # Priors, and for how many observations they count. The acceptance and the coverage of the
-    # three traces of `bench.wide_area` lie within 0.1 of them.
+    # Priors, and for how many observations they count. Guesses: no experiment here chose them.
     prior_acceptance: float = 0.7
     prior_coverage: float = 0.85
     prior_levels: float = 8.0

@@ -16,6 +16,7 @@ from wanspec_kernels.control.waiting import best_wait_ms
 from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.drafts.pool import HOME
 from wanspec_kernels.drafts.selection import Selection
+from wanspec_kernels.drafts.worth import TRUSTED
 from wanspec_kernels.engine.events import (
     Admitted,
     Committed,
@@ -266,7 +267,7 @@ class Scheduler:
             self.odds.observe_level(value - before, mass)
             self._before_home = None
         open_mass = {
-            sequence.number: selection.open_mass
+            sequence.number: _open_to_home(selection)
             for sequence, selection in zip(deciding, chosen.selections, strict=True)
             if home.has_more_for(sequence.number)
         }
@@ -639,6 +640,16 @@ def _reads_the_same(reader: Sequence, sequence: Sequence, page_end: int) -> bool
         reader.num_written < page_end < min(len(reader.token_ids), len(sequence.token_ids))
         and reader.token_ids[:page_end] == sequence.token_ids[:page_end]
     )
+
+
+def _open_to_home(selection: Selection) -> float:
+    """Probability that the path leaves the tree where nobody has drafted whom one would wait for.
+
+    What one of little credit has drafted is no sign that home has nothing to add: a liar that was
+    right about each second token made texts take 1.08 times as long when it counted in part.
+    """
+    rows = zip(selection.probabilities, selection.openness, strict=True)
+    return sum([p * (1.0 if share > 1.0 - TRUSTED else share) for p, share in rows])
 
 
 def _known(sequence: Sequence, selection: Selection) -> Draft | None:
