@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 
 import zmq
@@ -17,7 +18,7 @@ from tests.serving.fake_models import (
     guess,
 )
 from wanspec_kernels.control.pass_times import PassTimes
-from wanspec_kernels.control.tuning import Tuning
+from wanspec_kernels.control.tuning import TUNING
 from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.engine.engine import Engine
 from wanspec_kernels.engine.pages import PageBook
@@ -42,7 +43,7 @@ VOCABULARY = bytes(range(32))
 PROMPT = (3, 1, 4, 1, 5)
 TARGET_MS = 5.0  # is what a pass is taken to last
 # Home is asked whenever it may bring anything: what it costs here is this machine's affair.
-FREE_HOME = Tuning(home_price=-1.0)
+FREE_HOME = replace(TUNING, home_price=-1.0)
 HELLO = Hello(VOCABULARY, "fake", 4, 256, 0)
 
 
@@ -55,6 +56,10 @@ class FlatTimes(PassTimes):
     @property
     def context_ms(self):
         return 0.0
+
+    @property
+    def typical_ms(self):
+        return TARGET_MS
 
 
 class Verifier:
