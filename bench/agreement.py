@@ -1,9 +1,10 @@
 """The simulator beside real processes: the same texts, paces, shapes and links.
 
-The real ones are `wanspec-drafter`, the link emulator and the verifier's service, over CURVE and
-TCP, with the bundled pair. The passes of all three models are stretched to a stated time, long
-enough that two cores never compete; links are stretched by the same factor, so that all ratios are
-those of a target pass of 30 ms. The simulator plays the pair's trace on those very texts.
+The real ones are the engine, `wanspec-drafter` and the link emulator, over CURVE and TCP, with the
+bundled pair. The passes of all three models are stretched to a stated time, long enough that two
+cores never compete; links and the times of flow control are stretched by the same factor, so that
+all ratios are those of a target pass of 30 ms. The simulator plays the pair's trace on those very
+texts, at that pace.
 
 python -m bench.agreement           measure: bench/results/agreement.json
 python -m bench.agreement --draw    the table, into docs/wide-area.md
@@ -24,10 +25,12 @@ import typer
 
 from bench import agreement_report
 from bench.machine import describe
-from bench.paced_drafter import stretch_flow
-from bench.real_run import Bench, Paces, until, welcomed
+from bench.real_run import Bench, Paces, until
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
+from wanspec_kernels.engine.events import HomeBegan, PassBegan
+from wanspec_kernels.engine.request import Request
+from wanspec_kernels.events import Event
 from wanspec_kernels.recording import Recording, record
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.measures import mean, measure
@@ -89,25 +92,20 @@ def stretch(link: LinkProfile, scale: float) -> LinkProfile:
     )
 
 
-def simulate(
-    text: Text, link: LinkProfile | None, tokens: int, scale: float, seed: int
-) -> Measured:
-    p = PACES
-    drafter = link and DrafterProfile(
-        stretch(link, scale), Machine(scale * p.remote_ms), SHAPE, MAX_NODES
-    )
+def simulate(text: Text, link: LinkProfile | None, tokens: int, seed: int) -> Measured:
+    drafter = link and DrafterProfile(link, Machine(PACES.remote_ms), SHAPE, MAX_NODES)
     found = measure(
         Scenario(
             text.trace,
             (drafter,) if drafter else (),
-            target=Machine(scale * p.target_ms),
-            home=Machine(scale * p.home_ms),
+            target=Machine(PACES.target_ms),
+            home=Machine(PACES.home_ms),
             tokens=tokens,
             seed=seed,
         )
     )
     return Measured(
-        found.latency_ms / scale,
+        found.latency_ms,
         found.local_passes,
         found.tokens_per_pass,
         found.hit_rate,
@@ -116,40 +114,58 @@ def simulate(
     )
 
 
+@dataclass
+class Rounds:
+    """Passes of the target, and those among them before which home did nothing."""
+
+    passes: int = 0
+    without_home: int = 0
+    _home_drafted: bool = False
+
+    def listen(self, event: Event) -> None:
+        match event:
+            case HomeBegan():
+                self._home_drafted = True
+            case PassBegan():
+                self.passes += 1
+                self.without_home += not self._home_drafted
+                self._home_drafted = False
+
+
 async def run_real(
     bench: Bench, link: LinkProfile | None, texts: list[Text], tokens: int, scale: float
 ) -> list[Measured]:
-    """One drafter process for all texts; each meets a verifier that knows nothing yet."""
+    """One drafter process for all texts; each meets an engine that knows nothing yet."""
     with ExitStack() as stack:
         bind = "tcp://127.0.0.1:*" if link is not None else None
         drafters: list[RemoteDrafter] = []
         found = []
         for text in texts:
-            async with bench.service(bind) as service:
+            async with bench.engine(bind) as running:
                 if link is not None and not drafters:
-                    bind = service.address
+                    bind = running.address
                     drafters.append(start_drafter(bench, bind, stretch(link, scale), scale))
                     stack.callback(drafters[0].stop)
-                await until(welcomed(service, len(drafters)), drafters)
+                await until(lambda running=running: running.welcomed(len(drafters)), drafters)
+                rounds = Rounds()
+                running.exchange.events.subscribe(rounds.listen)
                 stalling = None
                 if link is not None and link.stall_ms:
                     stalling = asyncio.create_task(stall(drafters[0], stretch(link, scale)))
-                result = await service.generate(
-                    text.prompt, max_tokens=tokens, sampling=Sampling(TEMPERATURE, seed=text.seed)
-                )
+                sampling = Sampling(TEMPERATURE, seed=text.seed)
+                decoded = await running.decode(Request(tuple(text.prompt), tokens, sampling))
                 if stalling is not None:
                     stalling.cancel()
                     drafters[0].tell_link("resume")
-            s = result.statistics
-            ms = result.elapsed_ms - result.prompt_ms
+            s = decoded.statistics
             found.append(
                 Measured(
-                    ms / tokens / scale,
+                    decoded.elapsed_ms / tokens / scale,
                     s.local_draft_passes / tokens,
                     tokens / s.target_passes,
-                    s.rounds_without_home / s.target_passes,
-                    result.wire_bytes_per_token,
-                    result.token_ids == text.expected(tokens),
+                    rounds.without_home / rounds.passes,
+                    (s.wire_bytes_sent + s.wire_bytes_received) / tokens,
+                    decoded.token_ids == text.expected(tokens),
                 )
             )
         return found
@@ -162,7 +178,7 @@ def start_drafter(bench: Bench, address: str, link: LinkProfile, scale: float) -
         address,
         EmulatedLink(link.round_trip_ms, link.jitter_ms, link.bandwidth_mbit),
         [
-            *("--model", "bundled:draft", "--device", "cpu"),
+            *("--model", "bundled:draft"),
             *("--max-nodes", str(MAX_NODES)),
             *("--width", str(WIDTH), "--pass-ms", str(scale * PACES.remote_ms)),
             *("--scale", str(scale)),
@@ -188,7 +204,6 @@ def study(
     tokens: int, num_texts: int, scale: float, seeds: int, cases: list[str]
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
-    stretch_flow(scale)  # the simulator's
     pair = Pair.load("bundled:target", "bundled:draft", "cpu", torch.float32)
     assert pair.home is not None
     texts = record_texts(pair, num_texts, tokens)
@@ -203,7 +218,7 @@ def study(
             link = CASES[case]
             real = asyncio.run(run_real(bench, link, texts, tokens, scale))
             simulated = [
-                mean([simulate(text, link, tokens, scale, seed) for seed in range(seeds)])
+                mean([simulate(text, link, tokens, seed) for seed in range(seeds)])
                 for text in texts
             ]
             rows.append(

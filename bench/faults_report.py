@@ -19,6 +19,7 @@ def line(row: dict[str, Any]) -> str:
         "yes" if row["identical"] else "NO",
         f"{row['elapsed_ms'] / row['co_located_ms']:.3f}×",
         f"{row['longest_ms'] / row['co_located_ms']:.3f}×",
+        f"{row['over_plain']:.3f}×" + ("" if row["bounded"] else ", NOT BOUNDED"),
         "–" if recovery is None else f"{recovery:.0f}",
         str(row["remote_tokens"]) if row["commits_after"] else "–",
     ]
@@ -37,15 +38,17 @@ def _section(results: dict[str, Any]) -> str:
     return "\n".join(
         [
             "",
-            f"Real processes, medians of {r['runs']} runs: texts of {r['tokens']} tokens,"
+            f"Real processes, medians of {r['runs']} runs: {r['requests']} texts of"
+            f" {r['tokens']} tokens at once,"
             f" passes of {p['target_ms']:g} ms (target), {p['home_ms']:g} (home) and"
             f" {p['remote_ms']:g} (remote), a round trip of {r['link']['round_trip_ms']:g} ms;"
             f" commit {r['machine']['commit']},"
             f" {r['machine']['cpus']} cores of {r['machine']['cpu']}; `python -m bench.faults`.",
             "",
-            "| what happens | text is the target's | time over co-located | longest |"
-            " recovery at most, ms | remote tokens accepted after |",
-            "|---|---|---|---|---|---|",
+            "| what happens | texts are the target's | time of all over co-located | longest |"
+            " worst request over plain decoding | recovery at most, ms |"
+            " remote tokens accepted after |",
+            "|---|---|---|---|---|---|---|",
             *map(line, r["real"]),
             "",
             f"Virtual time: {v['exact']} of {v['schedules']} random schedules gave the target's own"

@@ -22,15 +22,14 @@ import zmq.asyncio
 
 from bench.machine import describe
 from bench.mutations import every_message, mutation
-from bench.real_run import until, welcomed
+from bench.real_run import Bench, Paces, until
 from wanspec_kernels.assembly import Pair
 from wanspec_kernels.demo.processes import EmulatedLink, RemoteDrafter, make_keys
 from wanspec_kernels.drafts.admission import AdmissionConfig
+from wanspec_kernels.drafts.exchange import ExchangeConfig
 from wanspec_kernels.drafts.pool import Kind
 from wanspec_kernels.drafts.session import SessionConfig
-from wanspec_kernels.engine.request import Limits
-from wanspec_kernels.serving.endpoint import EndpointConfig
-from wanspec_kernels.serving.service import ServiceConfig, VerifierService
+from wanspec_kernels.engine.request import Request
 from wanspec_kernels.wire import (
     Commit,
     Draft,
@@ -46,7 +45,7 @@ from wanspec_kernels.wire import (
     decode_frame,
     encode_frame,
 )
-from wanspec_kernels.wire.keys import AllowList, Secret, load_secret, secure_client
+from wanspec_kernels.wire.keys import Secret, load_secret, secure_client
 
 # Every frame is read, and whoever is quarantined is let in again at once.
 READS_ALL = AdmissionConfig(1e9, 1e9, 1e9, max_malformed=10**9, quarantine_ms=0.0)
@@ -128,30 +127,18 @@ async def storm(
     pair: Pair, folder: Path, admission: AdmissionConfig, frames: int, seed: int
 ) -> None:
     """Raises AssertionError unless all of it is as it should be."""
-    prompt = list(pair.target.tokenizer("def main():\n")["input_ids"])
-    limits = Limits(max_rows=32, max_length=pair.target.max_length)
-
-    def service(bind: str | None) -> VerifierService:
-        return VerifierService(
-            pair.decoder("match"),
-            vocabulary=pair.target.vocabulary,
-            vocab_size=pair.target.vocab_size,
-            bind=bind,
-            secret=load_secret(folder / "verifier.secret"),
-            allowed=AllowList(folder / "allowed"),
-            config=ServiceConfig(
-                limits=limits, endpoint=EndpointConfig(REOPENS_AT_ONCE, admission)
-            ),
-        )
-
-    async with service(None) as alone:
-        expected = (await alone.generate(prompt, max_tokens=TOKENS)).token_ids
+    request = Request(tuple(pair.target.tokenizer("def main():\n")["input_ids"]), TOKENS)
+    config = ExchangeConfig(REOPENS_AT_ONCE, admission)
+    bench = Bench(pair, Paces(0.0, 0.0, 0.0), folder, config)
+    async with bench.engine(None, home=False) as alone:
+        expected = (await alone.decode(request)).token_ids
     context = zmq.asyncio.Context()
-    async with service("tcp://127.0.0.1:*") as attacked:
+    async with bench.engine("tcp://127.0.0.1:*", home=False) as attacked:
+        counters = attacked.exchange.counters
         options = ["--model", "bundled:draft", "--device", "cpu"]
         honest = RemoteDrafter.start(1, folder, attacked.address, LINK, options, niceness=0)
         try:
-            await until(welcomed(attacked, 1), [honest])
+            await until(lambda: attacked.welcomed(1), [honest])
             socket = context.socket(zmq.DEALER)
             secret: Secret = load_secret(folder / "drafter-2.secret")
             secure_client(socket, secret, load_secret(folder / "verifier.secret").public)
@@ -163,7 +150,7 @@ async def storm(
             sending = asyncio.create_task(fuzzer.send(warm))
             rest = frames - warm
             while not sending.done():
-                result = await attacked.generate(prompt, max_tokens=TOKENS)
+                result = await attacked.decode(request)
                 texts += 1
                 remote += result.statistics.remote_tokens_accepted
                 assert result.token_ids == expected, f"text {texts} is another"
@@ -176,17 +163,16 @@ async def storm(
                 await asyncio.wait_for(fuzzer.finish(), 60)
             grown, seconds = resident_mb() - resident, time.monotonic() - began
             # The drafter is still of use once it is quiet again.
-            result = await attacked.generate(prompt, max_tokens=TOKENS)
+            result = await attacked.decode(request)
             assert result.token_ids == expected
             outcomes = result.statistics.outcomes
             heard = outcomes[Kind.NEW] + outcomes[Kind.LATE]
             assert heard > 0, "nothing of the drafter was of use"
-            assert attacked.counters["internal_errors"] == 0
+            assert counters["internal_errors"] == 0
             assert grown < 32, f"{grown:.1f} MB more"
         finally:
             honest.stop()
             context.destroy(linger=0)
-    counters = attacked.counters
     names = ("received", "malformed", "in_quarantine", "over_share", "over_size", "over_rate")
     counts = ", ".join(f"{name} {counters[name]}" for name in names)
     typer.echo(

@@ -1,22 +1,30 @@
-"""`wanspec-drafter` with passes of a stated time: another machine's, whatever this one's.
+"""A drafter as `wanspec-drafter` is one, with passes of a stated time whatever the machine's.
 
-python -m bench.paced_drafter --pass-ms 40 --scale 10 <options of wanspec-drafter>
+python -m bench.paced_drafter --pass-ms 40 --scale 10 <options as of wanspec-drafter>
 
 Where all times of a study are stretched, `--scale` stretches those of flow control with them.
 """
 
 import argparse
+import logging
+import signal
 import sys
 import time
+from pathlib import Path
 
-import drafter.main
-from drafter import flow
-from drafter.session import Session
+import torch
+
+from drafter.flow import FlowTimes
+from drafter.growth import GrowthShape
+from drafter.link import Link
+from drafter.model import DraftModel
+from drafter.session import Limits, Session
 from wanspec_kernels.wire import Error
+from wanspec_kernels.wire.keys import load_public, load_secret
 
 
 class PacedSession(Session):
-    """Sleeps after a pass until it has taken `pass_s`; one that took longer is told of."""
+    """Sleeps after a pass until it has taken `pass_s`; those that took longer are counted."""
 
     def __init__(self, *args: object, pass_s: float, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
@@ -33,31 +41,48 @@ class PacedSession(Session):
         return errors
 
 
-def stretch_flow(scale: float) -> None:
-    """In this process."""
-    flow.SLACK_US = (int(scale * flow.SLACK_US[0]), int(scale * flow.SLACK_US[1]))
-    flow.MARKER_INTERVAL_US = int(scale * flow.MARKER_INTERVAL_US)
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    for name in ("connect", "model"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("key", "server-key"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--pass-ms", type=float, required=True)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--max-requests", type=int, default=Limits.max_requests)
+    parser.add_argument("--max-nodes", type=int, default=Limits.max_nodes)
+    parser.add_argument("--width", type=int, default=GrowthShape.width)
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--pass-ms", type=float, required=True)
-    parser.add_argument("--scale", type=float, default=1.0)
-    options, rest = parser.parse_known_args()
-    stretch_flow(options.scale)
-    sessions: list[PacedSession] = []
-
-    def paced(*args: object, **more: object) -> PacedSession:
-        sessions.append(PacedSession(*args, pass_s=options.pass_ms / 1e3, **more))
-        return sessions[-1]
-
-    drafter.main.Session = paced  # type: ignore[assignment, misc]
-    try:
-        drafter.main.app(rest, standalone_mode=False)
-    finally:
-        for session in sessions:
-            passes, late = session.counters.num_passes, session.late
-            print(f"passes={passes} late={late}", file=sys.stderr)
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("drafter").setLevel(logging.INFO)
+    given = options()
+    torch.set_num_threads(given.threads)
+    model = DraftModel.load(given.model, device="cpu")
+    session = PacedSession(
+        model,
+        limits=Limits(given.max_requests, given.max_nodes),
+        shape=GrowthShape.of_width(given.width),
+        pass_s=given.pass_ms / 1e3,
+    )
+    link = Link(
+        session,
+        endpoint=given.connect,
+        secret=load_secret(given.key),
+        server_public=load_public(given.server_key),
+        vocabulary=model.vocabulary,
+        model_name=given.model,
+        max_requests=given.max_requests,
+        max_nodes=given.max_nodes,
+        flow_times=FlowTimes().stretched(given.scale),
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: link.stop())
+    link.run()
+    print(f"passes={session.counters.num_passes} late={session.late}", file=sys.stderr)
 
 
 if __name__ == "__main__":

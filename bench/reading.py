@@ -20,7 +20,8 @@ import typer
 
 from bench.machine import describe
 from wanspec_kernels.assembly import Pair
-from wanspec_kernels.sampling import SamplingParams
+from wanspec_kernels.engine.plan import Part, PassPlan
+from wanspec_kernels.engine.runner import Runner
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.wire import (
     MAX_DEPTH,
@@ -34,6 +35,7 @@ from wanspec_kernels.wire import (
     decode,
     encode,
 )
+from wanspec_kernels.wire.sampling import Sampling
 
 REPEATS = 50
 
@@ -85,21 +87,30 @@ def costs() -> None:
 
 
 class Passes:
-    """A target's passes over one tree, again and again in a thread, as a verifier makes them."""
+    """A target's passes over one row, again and again in a thread, as an engine's runner makes."""
 
     def __init__(self, pair: Pair) -> None:
         self.count = 0
-        self._decoder = pair.decoder("match")
-        prompt = list(pair.target.tokenizer("def main():\n")["input_ids"])
-        self._tree = HostTree((prompt[-1],), (-1,))
-        self._decoder.start(1, prompt, SamplingParams.build(1))
+        self._runner = Runner(pair.target)
+        self._text = list(pair.target.tokenizer("def main():\n")["input_ids"])
+        cache = pair.target.cache
+        self._page_size = cache.page_size
+        self._room = min(pair.target.max_length, cache.num_pages * cache.page_size)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
+        pages = tuple(range(self._room // self._page_size))
+        prompt, written = list(self._text), 0
         while not self._stop.is_set():
-            token_ids, _ = self._decoder.verify(1, self._tree)
-            self._tree = HostTree((token_ids[-1],), (-1,))
+            if len(self._text) + 1 > self._room:
+                self._text, written = list(prompt), 0
+            root = HostTree((self._text[-1],), (-1,))
+            prefix = tuple(self._text[written:-1])
+            self._runner.launch(PassPlan((Part(1, written, prefix, root, pages, Sampling()),)))
+            (verdict,) = self._runner.result()
+            written = len(self._text)
+            self._text += verdict.token_ids
             self.count += 1
 
     def __enter__(self) -> "Passes":

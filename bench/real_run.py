@@ -1,22 +1,25 @@
-"""Real processes at stated paces: a verifier here, a drafter and its emulated link elsewhere."""
+"""Real processes at stated paces: an engine here, drafters and their emulated links elsewhere."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from drafter.home import HomeDrafter
 from wanspec_kernels.assembly import Pair
-from wanspec_kernels.control.policies import ExpectedGain
-from wanspec_kernels.control.policy import Policy
+from wanspec_kernels.demo.pacing import PacedRunner
 from wanspec_kernels.demo.processes import RemoteDrafter
-from wanspec_kernels.engine.interfaces import TargetModel
-from wanspec_kernels.engine.request import Limits
-from wanspec_kernels.sampling import SamplingParams
-from wanspec_kernels.serving.service import ServiceConfig, VerifierService
-from wanspec_kernels.tree import HostTree
+from wanspec_kernels.drafts.exchange import Exchange, ExchangeConfig
+from wanspec_kernels.engine.engine import BatchDrafter, Engine
+from wanspec_kernels.engine.events import FinishReason
+from wanspec_kernels.engine.pages import PageBook
+from wanspec_kernels.engine.request import Limits, Request
+from wanspec_kernels.engine.runner import Runner
+from wanspec_kernels.engine.scheduler import Scheduler
+from wanspec_kernels.engine.statistics import Statistics
+from wanspec_kernels.serving.drafters import DrafterSocket, now_ms
 from wanspec_kernels.wire import Draft, Open
 from wanspec_kernels.wire.keys import AllowList, load_secret
 
@@ -25,51 +28,28 @@ READY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Paces:
-    """ms of a pass; each has to be longer than the pass really takes."""
+    """ms of a pass, whatever is in it; each has to be longer than the pass really takes."""
 
     target_ms: float
     home_ms: float
     remote_ms: float
 
 
-class PacedTarget:
-    """A target whose pass takes at least `pass_ms`, as that of a larger model would."""
-
-    def __init__(self, target: TargetModel, pass_ms: float) -> None:
-        self._target = target
-        self._pass_s = pass_ms / 1000
-
-    def start(self, request: int, token_ids: Sequence[int], sampling: SamplingParams) -> None:
-        self._target.start(request, token_ids, sampling)
-
-    def verify(self, request: int, tree: HostTree) -> tuple[list[int], list[int]]:
-        ends = time.perf_counter() + self._pass_s
-        verdict = self._target.verify(request, tree)
-        time.sleep(max(0.0, ends - time.perf_counter()))
-        return verdict
-
-    def finish(self, request: int) -> None:
-        self._target.finish(request)
-
-
 class PacedHome:
     """A drafter at home whose passes take `pass_ms` each."""
 
-    def __init__(self, home: HomeDrafter, pass_ms: float) -> None:
+    def __init__(self, home: BatchDrafter, pass_ms: float) -> None:
         self._home, self._pass_s = home, pass_ms / 1e3
-        self.late = 0
 
     def open(self, request: Open) -> None:
         self._home.open(request)
 
-    def draft(
-        self, request: int, token_ids: Sequence[int], passes: int, known: Draft | None
-    ) -> list[Draft]:
-        ends = time.perf_counter() + passes * self._pass_s
-        drafts = self._home.draft(request, token_ids, passes, known)
-        left_s = ends - time.perf_counter()
-        self.late += left_s < 0
-        time.sleep(max(0.0, left_s))
+    def draft_all(
+        self, jobs: list[tuple[int, tuple[int, ...], Draft | None]]
+    ) -> dict[int, list[Draft] | None]:
+        ends = time.perf_counter() + self._pass_s
+        drafts = self._home.draft_all(jobs)
+        time.sleep(max(0.0, ends - time.perf_counter()))
         return drafts
 
     def close(self, request: int) -> None:
@@ -83,29 +63,76 @@ class Bench:
     pair: Pair
     paces: Paces
     folder: Path
+    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
 
     @asynccontextmanager
-    async def service(
-        self, bind: str | None, *, home: bool = True, policy: Policy | None = None
-    ) -> AsyncIterator[VerifierService]:
-        """A verifier process's worth of state, all of it new; `bind` None: co-located."""
+    async def engine(
+        self, bind: str | None, *, home: bool = True
+    ) -> AsyncIterator["RunningEngine"]:
+        """A verifier process's worth of state, all of it new; no drafter dials without `bind`."""
         assert self.pair.home is not None
-        drafter = HomeDrafter(self.pair.home)
-        service = VerifierService(
-            PacedTarget(self.pair.decoder(), self.paces.target_ms),
-            vocabulary=self.pair.target.vocabulary,
-            vocab_size=self.pair.target.vocab_size,
-            bind=bind,
-            secret=load_secret(self.folder / "verifier.secret"),
-            allowed=AllowList(self.folder / "allowed"),
-            home=PacedHome(drafter, self.paces.home_ms) if home else None,
-            config=ServiceConfig(
-                policy=policy or ExpectedGain(),
-                limits=Limits(max_rows=64, max_length=self.pair.target.max_length),
-            ),
+        target = self.pair.target
+        exchange = Exchange(
+            vocabulary=target.vocabulary,
+            vocab_size=target.vocab_size,
+            now=now_ms(),
+            config=self.exchange,
         )
-        async with service:
-            yield service
+        drafters = None
+        if bind is not None:
+            drafters = DrafterSocket(
+                bind,
+                exchange=exchange,
+                secret=load_secret(self.folder / "verifier.secret"),
+                allowed=AllowList(self.folder / "allowed"),
+            )
+        scheduler = Scheduler(
+            vocab_size=target.vocab_size,
+            pages=PageBook(target.cache.num_pages, target.cache.page_size),
+            limits=Limits(max_rows=64, max_length=target.max_length),
+            exchange=exchange,
+            home=home,
+        )
+        at_home = PacedHome(HomeDrafter(self.pair.home), self.paces.home_ms) if home else None
+        runner = PacedRunner(Runner(target), self.paces.target_ms)
+        engine = Engine(scheduler, runner, home=at_home, drafters=drafters)
+        async with engine:
+            yield RunningEngine(engine, exchange, drafters.address if drafters else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What became of a request."""
+
+    token_ids: list[int]
+    statistics: Statistics
+    reason: FinishReason | None
+
+    @property
+    def elapsed_ms(self) -> float:
+        """From submission to the last token."""
+        assert self.statistics.last_token_ms is not None
+        return self.statistics.last_token_ms - self.statistics.submitted_ms
+
+
+@dataclass(frozen=True, slots=True)
+class RunningEngine:
+    engine: Engine
+    exchange: Exchange
+    address: str  # where drafters dial
+
+    async def decode(self, request: Request) -> Decoded:
+        stream = self.engine.submit(request)
+        try:
+            token_ids = [token.token_id async for token in stream]
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        return Decoded(token_ids, stream.statistics, stream.finish_reason)
+
+    def welcomed(self, count: int) -> bool:
+        """So many drafters have joined, and how far away they are is known."""
+        return sum(s.round_trip_ms is not None for s in self.exchange.sessions) >= count
 
 
 async def until(condition: Callable[[], bool], drafters: Sequence[RemoteDrafter] = ()) -> None:
@@ -118,8 +145,3 @@ async def until(condition: Callable[[], bool], drafters: Sequence[RemoteDrafter]
         if time.monotonic() > gives_up:
             raise RuntimeError(f"gave up after {READY_S:g} s")
         await asyncio.sleep(0.01)
-
-
-def welcomed(service: VerifierService, count: int) -> Callable[[], bool]:
-    """So many drafters have joined, and how far away they are is known."""
-    return lambda: sum(s.round_trip_ms is not None for s in service.sessions) >= count

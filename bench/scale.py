@@ -20,7 +20,7 @@ from bench.machine import describe
 from bench.scale_costs import BATCH_RTT_MS, WIDER, WIDTH, WIDTHS, batches, messages, slots
 from bench.scale_world import HOT, REGIONS, Cost, Settings, World, round_trip_ms
 from wanspec_kernels.drafts.admission import AdmissionConfig
-from wanspec_kernels.serving.endpoint import EndpointConfig
+from wanspec_kernels.drafts.exchange import ExchangeConfig
 
 RESULTS = Path("bench/results/scale.json")
 LOADS = tuple(round(1.0 + 0.05 * i, 2) for i in range(8))  # of the hot region at its peak
@@ -116,7 +116,7 @@ def study(workers: int, tokens: int, seeds: int) -> dict[str, Any]:
         "seats_asked": SEATS_ASKED,
         "limits": {
             "messages_per_s": AdmissionConfig().max_messages_per_s,
-            "sessions": EndpointConfig().max_sessions,
+            "sessions": ExchangeConfig().max_sessions,
         },
         "runs": runs,
     }

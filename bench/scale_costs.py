@@ -11,16 +11,13 @@ from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
-from bench.test_pool import Recorded
-from wanspec_kernels.control.policies import AlwaysLocal
-from wanspec_kernels.drafts.pool import Pool
+from bench.replay import new_pool, record
 from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.measures import Measures, best_tree, measure
+from wanspec_kernels.simulation.rounds import Rounds
 from wanspec_kernels.simulation.scenario import REMOTE_SHAPE, DrafterProfile, Scenario
-from wanspec_kernels.simulation.traced import PROMPT
 from wanspec_kernels.simulation.traces import load
-from wanspec_kernels.simulation.world import World
 from wanspec_kernels.wire import Commit, Draft, check_of, decode, encode
 
 TRACE = "bundled"
@@ -34,7 +31,8 @@ BATCH_RTT_MS = 12.0
 REPEATS = 15
 
 Result = TypeVar("Result")
-Mapped = Callable[[Callable[[Scenario], Measures], list[Scenario]], Iterable[Measures]]
+Run = Scenario | Rounds
+Mapped = Callable[[Callable[[Run], Measures], list[Run]], Iterable[Measures]]
 
 
 def scenario(tokens: int, seed: int) -> Scenario:
@@ -55,11 +53,9 @@ def slots(
     """Slot time a token: at home, best fixed tree and default policy, and by width and distance."""
     tuned = best_tree(scenario(tokens, 0))
     here = [scenario(tokens, seed) for seed in range(1, seeds + 1)]
-    rows = {
-        "home, fixed tree": [
-            replace(s, policy=AlwaysLocal(tuned.passes), home_shape=tuned.shape) for s in here
-        ],
-        "home, expected gain": here,
+    rows: dict[str, list[Run]] = {
+        "home, fixed tree": [tuned.rounds(s) for s in here],
+        "home, expected gain": [*here],
         "alone": [replace(s, home=None) for s in here],
     }
     places = [(width, rtt) for width in (WIDTH, WIDER) for rtt in ROUND_TRIPS_MS]
@@ -106,41 +102,35 @@ def batches(width: int, tokens: int, seeds: int, mapped: Mapped = map) -> list[d
 
 def messages(width: int, tokens: int = 200) -> dict[str, float]:
     """Of one request at 30 ms: what comes a second, and the time of one core that it takes."""
-    world = World(replace(scenario(tokens, 1), drafters=(drafter(30.0, width),), home=None))
-    pool = world.servings[1].generation.pool
-    pool.__class__ = Recorded
-    pool.events = []  # type: ignore[attr-defined]
-    world.run()
-    events = pool.events  # type: ignore[attr-defined]
-    seconds = world.env.now / 1000
-    frames = [encode(value) for name, value in events if name == "offer"]
-    commits = [value for name, value in events if name == "commit"]
+    played = replace(scenario(tokens, 1), drafters=(drafter(30.0, width),), home=None)
+    recording = record(played)
+    seconds, commits = recording.seconds, recording.commits
+    frames = [encode(draft) for draft in recording.drafts]
 
     def merge() -> float:
         """What of it went into selecting."""
-        fresh = Pool(1, PROMPT, vocab_size=world.scenario.trace.vocab_size)
-        fresh.enrol(1)
+        pool = new_pool(played.trace.vocab_size)
         selecting = 0.0
-        for name, value in events:
-            if name == "offer":
-                fresh.offer(1, value)
+        for step in recording.steps:
+            if isinstance(step, Draft):
+                pool.offer(1, step)
             else:
                 began = time.process_time()
-                fresh.select(ROWS, 32)
+                pool.select(ROWS, 32)
                 selecting += time.process_time() - began
-                fresh.commit(value)
+                pool.commit(step)
         return selecting
 
     def send() -> None:
         length = 1
         for token_ids in commits:
             length += len(token_ids)
-            encode(Commit(1, length, tuple(token_ids), check_of(token_ids)))
+            encode(Commit(1, length, token_ids, check_of(token_ids)))
 
     decoding, _ = _seconds(lambda: [decode(frame) for frame in frames])
     merging, selecting = _seconds(merge)
     total = decoding + merging + _seconds(send)[0]
-    nodes = sum(len(v.token_ids) for _, v in events if isinstance(v, Draft))
+    nodes = sum(len(draft.token_ids) for draft in recording.drafts)
     return {
         "width": width,
         "drafts_per_s": len(frames) / seconds,

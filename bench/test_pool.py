@@ -8,13 +8,12 @@ import time
 
 import pytest
 
+from bench.replay import new_pool, record
 from drafter.growth import GrowthShape
 from wanspec_kernels.drafts.pool import Kind, Pool
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
-from wanspec_kernels.simulation.traced import PROMPT
 from wanspec_kernels.simulation.traces import load
-from wanspec_kernels.simulation.world import World
 from wanspec_kernels.wire import Draft, decode, encode
 
 # Of a core: what others do on the machine is left out.
@@ -22,58 +21,39 @@ pytestmark = pytest.mark.benchmark(timer=time.process_time)
 
 REQUESTS = 1000
 ADDITIONS = 25  # a second
+Steps = list[Draft | tuple[int, ...]]
 SHAPE = GrowthShape(width=4)  # rows of a pass over 1,000 requests: 4,000
 
 
-class Recorded(Pool):
-    """Keeps what happens to it."""
-
-    events: list[tuple[str, object]]
-
-    def offer(self, source, draft):
-        self.events.append(("offer", draft))
-        return super().offer(source, draft)
-
-    def commit(self, token_ids):
-        self.events.append(("commit", tuple(token_ids)))
-        return super().commit(token_ids)
-
-
 @pytest.fixture(scope="module")
-def second() -> list[tuple[str, object]]:
+def second() -> Steps:
     """Offers and commits of one request, `ADDITIONS` of the former."""
     drafter = DrafterProfile(LinkProfile(30.0), Machine(1000.0 / ADDITIONS), SHAPE, 256)
     # A target that serves 1,000 requests at once takes its time, and drafts are mostly in time.
     target = Machine(200.0)
-    world = World(Scenario(load("bundled"), (drafter,), home=None, target=target, tokens=200))
-    pool = world.servings[1].generation.pool
-    pool.__class__, pool.events = Recorded, []
-    world.run()
+    found = record(Scenario(load("bundled"), (drafter,), home=None, target=target, tokens=200))
+    of_use = sum(outcome.kind in (Kind.NEW, Kind.LATE) for outcome in found.outcomes)
+    assert of_use > 0.8 * len(found.outcomes)
     offers, kept = 0, []
-    outcomes = world.servings[1].generation.statistics.outcomes
-    assert outcomes[Kind.NEW] + outcomes[Kind.LATE] > 0.8 * outcomes.total()
-    for event in pool.events:
-        offers += event[0] == "offer"
-        kept.append(event)
+    for step in found.steps:
+        offers += isinstance(step, Draft)
+        kept.append(step)
         if offers == ADDITIONS:
             return kept
     raise AssertionError(f"expected {ADDITIONS} additions, got {offers}")
 
 
 def new_pools() -> list[Pool]:
-    pools = [Pool(1, PROMPT, vocab_size=4096) for _ in range(REQUESTS)]
-    for pool in pools:
-        pool.enrol(1)
-    return pools
+    return [new_pool(4096) for _ in range(REQUESTS)]
 
 
-def replay(pools: list[Pool], second) -> None:
-    for name, value in second:
+def replay(pools: list[Pool], second: Steps) -> None:
+    for step in second:
         for pool in pools:
-            if name == "offer":
-                pool.offer(1, value)
+            if isinstance(step, Draft):
+                pool.offer(1, step)
             else:
-                pool.commit(value)
+                pool.commit(step)
 
 
 def select(pools: list[Pool]) -> None:
@@ -89,9 +69,9 @@ def test_merging_a_second_of_1000_requests(benchmark, second):
         return (pools, second), {}
 
     benchmark.pedantic(replay, setup=setup, rounds=3)
-    drafts = [value for name, value in second if name == "offer"]
+    drafts = [step for step in second if isinstance(step, Draft)]
     benchmark.extra_info["nodes a draft"] = sum(len(d.token_ids) for d in drafts) / len(drafts)
-    benchmark.extra_info["commits"] = sum(name == "commit" for name, _ in second)
+    benchmark.extra_info["commits"] = len(second) - len(drafts)
     assert all(pool.content() == pools[0].content() for pool in pools)
     assert benchmark.stats["mean"] < 1.0
 
@@ -104,7 +84,7 @@ def test_selecting_64_rows_for_1000_requests(benchmark, second):
 
 
 def test_decoding_a_second_of_1000_requests(benchmark, second):
-    frames = [encode(value) for name, value in second if isinstance(value, Draft)]
+    frames = [encode(step) for step in second if isinstance(step, Draft)]
 
     def read() -> None:
         for frame in frames * REQUESTS:

@@ -11,15 +11,14 @@ from typing import Any
 import simpy
 
 from drafter.growth import GrowthShape
-from wanspec_kernels.control.policies import AlwaysLocal
-from wanspec_kernels.drafts.pool import HOME, Outcome
+from wanspec_kernels.events import Event, Offered
 from wanspec_kernels.simulation.faults import KINDS, Faults
 from wanspec_kernels.simulation.link import LinkProfile
+from wanspec_kernels.simulation.measures import Candidate
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
 from wanspec_kernels.simulation.synthetic import generate
 from wanspec_kernels.simulation.trace import Trace
 from wanspec_kernels.simulation.world import World
-from wanspec_kernels.wire import Draft
 
 SHAPE = GrowthShape(width=6, max_children=3)
 CO_LOCATED = (4, 6, 8, 10, 12, 16)  # passes a round; requests are held against the best of them
@@ -57,7 +56,8 @@ def scenario(trace: Trace, seed: int, tokens: int) -> Scenario:
 
 def co_located_ms(one: Scenario, passes: int) -> float:
     """The same text by fixed rounds of so many passes."""
-    return World(replace(one, drafters=(), policy=AlwaysLocal(passes))).run()[0].elapsed_ms
+    rounds = Candidate(passes, one.limits.max_rows, SHAPE).rounds(one)
+    return rounds.run().runs[0].elapsed_ms
 
 
 def under_faults(one: Scenario) -> tuple[float, bool]:
@@ -78,15 +78,15 @@ def recovery_ms(trace: Trace, seed: int, kind: str, round_trip_ms: float) -> flo
     `kind` "stall": nothing gets through for 2 s. "redial": the connection is lost, and begins anew.
     """
     drafter = DrafterProfile(LinkProfile(round_trip_ms), shape=SHAPE)
-    world = World(Scenario(trace, (drafter,), home_shape=SHAPE, tokens=400, seed=seed))
-    remote, generation = world.remotes[0], world.servings[1].generation
-    offer, heard = generation.offer, list[float]()
+    heard = list[float]()
     back_ms, length = 2500.0, 0
 
-    def watch(source: int, draft: Draft, now: float) -> Outcome:
-        if source != HOME and length and draft.base_length >= length:
-            heard.append(now)
-        return offer(source, draft, now)
+    def watch(event: Event) -> None:
+        if isinstance(event, Offered) and length and event.draft.base_length >= length:
+            heard.append(world.env.now)
+
+    world = World(Scenario(trace, (drafter,), home_shape=SHAPE, tokens=400, seed=seed), watch)
+    remote = world.remotes[0]
 
     def faults() -> Generator[simpy.Event, Any, None]:
         nonlocal length
@@ -97,11 +97,10 @@ def recovery_ms(trace: Trace, seed: int, kind: str, round_trip_ms: float) -> flo
         else:
             remote.disconnect()
         yield world.env.timeout(back_ms - 500.0)
-        length = generation.pool.length
+        length = world.sequences[1].pool.length
         if kind == "redial":
-            remote.reconnect(7)
+            remote.reconnect()
 
-    generation.offer = watch  # type: ignore[method-assign]
     world.env.process(faults())
     world.run()
     return heard[0] - back_ms

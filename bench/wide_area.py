@@ -1,4 +1,4 @@
-"""Latency and local passes over the round trip, by policy, in the simulator.
+"""Latency and local passes over the round trip, in the simulator.
 
 python -m bench.wide_area          measure: bench/results/wide_area.json
 python -m bench.wide_area --draw   figure and tables from that file, for docs/
@@ -16,21 +16,15 @@ import typer
 
 from bench import wide_area_report
 from bench.machine import describe
-from wanspec_kernels.control.policies import EntropyGate, ExpectedGain, NeverLocal
+from wanspec_kernels.control.tuning import TUNING
 from wanspec_kernels.simulation.link import LinkProfile
-from wanspec_kernels.simulation.measures import best_chain, best_tree, mean, measure, measure_oracle
+from wanspec_kernels.simulation.measures import best_chain, best_tree, mean, measure, plain
 from wanspec_kernels.simulation.scenario import DrafterProfile, Scenario
 from wanspec_kernels.simulation.traces import load
 
 RESULTS = Path("bench/results/wide_area.json")
 TRACES = ("bundled", "synthetic:0.8", "synthetic:0.9")
 ROUND_TRIPS_MS = (10.0, 30.0, 50.0, 100.0, 150.0)
-POLICIES = {
-    "never local": NeverLocal(),
-    "entropy gate": EntropyGate(passes=8),
-    "expected gain": ExpectedGain(),
-}
-ORACLE = "oracle"
 STALLS = LinkProfile(10.0, stall_ms=2000.0, stall_every_ms=20_000.0)
 
 
@@ -45,65 +39,54 @@ def baseline(job: tuple[str, str, int, int]) -> dict[str, Any]:
     return asdict(best(*(scenario(trace, tokens, seed) for seed in range(texts))))
 
 
-def run(job: tuple[str, str, LinkProfile, int, int, int]) -> dict[str, Any]:
-    """Means over so many texts."""
-    trace, policy, link, drafters, tokens, texts = job
-    runs = []
-    for seed in range(texts):
-        wide = replace(scenario(trace, tokens, seed), drafters=(DrafterProfile(link),) * drafters)
-        if policy == ORACLE:
-            runs.append(measure_oracle(wide))
-        else:
-            runs.append(measure(replace(wide, policy=POLICIES[policy])))
-    found = mean(runs)
+def alone(job: tuple[str, int, int]) -> dict[str, Any]:
+    trace, tokens, texts = job
+    return asdict(mean([plain(scenario(trace, tokens, seed)) for seed in range(texts)]))
+
+
+def run(job: tuple[str, LinkProfile, int, int]) -> dict[str, Any]:
+    """Means over so many texts, with a drafter at home and one over the link."""
+    trace, link, tokens, texts = job
+    runs = [
+        measure(replace(scenario(trace, tokens, seed), drafters=(DrafterProfile(link),)))
+        for seed in range(texts)
+    ]
     return {
         "trace": trace,
-        "policy": policy,
         "link": asdict(link),
-        "drafters": drafters,
-        "measures": asdict(found),
+        "tokens": tokens,
+        "measures": asdict(mean(runs)),
     }
 
 
-def study(
-    tokens: int, texts: int, workers: int, only: set[str], earlier: dict[str, Any]
-) -> dict[str, Any]:
-    """Runs of the policies `only`, beside earlier ones of the others."""
+def study(tokens: int, texts: int, workers: int) -> dict[str, Any]:
     started = time.perf_counter()
-    jobs = [
-        (trace, policy, LinkProfile(round_trip_ms), 1, tokens, texts)
-        for trace in TRACES
-        for round_trip_ms in ROUND_TRIPS_MS
-        for policy in (*POLICIES, ORACLE)
-        if policy in only
-    ]
-    jobs += [(trace, "expected gain", STALLS, 1, 4 * tokens, texts) for trace in TRACES]
+    links = [*map(LinkProfile, ROUND_TRIPS_MS)]
+    jobs = [(trace, link, tokens, texts) for trace in TRACES for link in links]
     jobs += [
-        (trace, "expected gain", LinkProfile(STALLS.round_trip_ms), 1, 4 * tokens, texts)
+        (trace, link, 4 * tokens, texts)
+        for link in (STALLS, LinkProfile(STALLS.round_trip_ms))
         for trace in TRACES
     ]
     with ProcessPoolExecutor(workers) as pool:
         kinds = [(trace, kind) for trace in TRACES for kind in ("tree", "chain")]
-        tuned = [
-            pool.submit(baseline, (trace, kind, tokens, texts))
-            for trace, kind in kinds
-            if "baselines" not in earlier
-        ]
-        runs = [run for run in earlier.get("runs", []) if run["policy"] not in only]
+        tuned = [pool.submit(baseline, (trace, kind, tokens, texts)) for trace, kind in kinds]
+        targets = [pool.submit(alone, (trace, tokens, texts)) for trace in TRACES]
+        runs = []
         for number, found in enumerate(pool.map(run, jobs), 1):
-            runs.append(found | {"tokens": jobs[number - 1][4]})
-            typer.echo(f"{number} of {len(jobs)}: {found['trace']}, {found['policy']}")
-        best = earlier.get("baselines")
-        if best is None:
-            best = {trace: {} for trace in TRACES}
-            for (trace, kind), future in zip(kinds, tuned, strict=True):
-                best[trace][kind] = future.result()
+            runs.append(found)
+            typer.echo(f"{number} of {len(jobs)}: {found['trace']}")
+        best: dict[str, dict[str, Any]] = {trace: {} for trace in TRACES}
+        for (trace, kind), future in zip(kinds, tuned, strict=True):
+            best[trace][kind] = future.result()
+        for trace, future in zip(TRACES, targets, strict=True):
+            best[trace]["alone"] = {"measures": future.result()}
     return {
         "machine": describe(),
-        "seconds": round(time.perf_counter() - started + earlier.get("seconds", 0.0), 1),
+        "seconds": round(time.perf_counter() - started, 1),
         "tokens": tokens,
         "texts": texts,
-        "expected gain": asdict(POLICIES["expected gain"]),
+        "tuning": asdict(TUNING),
         "baselines": best,
         "runs": runs,
     }
@@ -114,17 +97,10 @@ def main(
     tokens: int = 1000,
     texts: int = 4,
     workers: int = os.cpu_count() or 1,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Policies to measure again; the others are kept.")
-    ] = None,
 ) -> None:
     """Measure, or draw what was measured."""
     if not draw:
-        earlier = json.loads(RESULTS.read_text()) if only else {}
-        if earlier and (earlier["tokens"], earlier["texts"]) != (tokens, texts):
-            raise typer.BadParameter("expected the tokens and the texts of the stored results")
-        chosen = set(only or (*POLICIES, ORACLE))
-        results = study(tokens, texts, workers, chosen, earlier)
+        results = study(tokens, texts, workers)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     wide_area_report.write(json.loads(RESULTS.read_text()))
 

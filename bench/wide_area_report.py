@@ -6,12 +6,7 @@ from typing import Any
 DOCUMENT = Path("docs/wide-area.md")
 FIGURE = Path("docs/figures/wide-area.png")
 START, END = "<!-- measured -->", "<!-- end -->"
-COLOURS = {
-    "never local": "#7a7a7a",
-    "entropy gate": "#c8553d",
-    "expected gain": "#1b6ca8",
-    "oracle": "#2a9d5c",
-}
+COLOUR = "#1b6ca8"
 # What is asked: trace, round trip, latency and local passes at most, against the best tree.
 ASKED = (
     ("synthetic:0.8", 10.0, 0.90, 0.05),
@@ -66,36 +61,28 @@ def ratios(results: dict[str, Any], run: dict[str, Any], against: str) -> tuple[
     )
 
 
-def find(results: dict[str, Any], trace: str, policy: str, round_trip_ms: float) -> dict[str, Any]:
+def find(results: dict[str, Any], trace: str, round_trip_ms: float) -> dict[str, Any]:
     for run in results["runs"]:
         link = run["link"]
-        same = (run["trace"], run["policy"], link["round_trip_ms"]) == (
-            trace,
-            policy,
-            round_trip_ms,
-        )
+        same = (run["trace"], link["round_trip_ms"]) == (trace, round_trip_ms)
         if same and not link["stall_ms"] and run["tokens"] == results["tokens"]:
             return dict(run)
-    raise LookupError(f"expected a run of {policy} on {trace} at {round_trip_ms} ms, found none")
+    raise LookupError(f"expected a run on {trace} at {round_trip_ms} ms, found none")
 
 
 def asked_table(results: dict[str, Any]) -> str:
     lines = [
-        "| trace | round trip | asked: latency, passes | expected gain | never local | oracle |"
-        " holds |",
-        "|---|---|---|---|---|---|---|",
+        "| trace | round trip | asked: latency, passes | ours | the target alone | holds |",
+        "|---|---|---|---|---|---|",
     ]
     for trace, round_trip_ms, latency, passes in ASKED:
-        cells = []
-        for policy in ("expected gain", "never local", "oracle"):
-            found = ratios(results, find(results, trace, policy, round_trip_ms), "tree")
-            cells.append(f"{found[0]:.3f}×, {found[1]:.0%}")
-        ours = ratios(results, find(results, trace, "expected gain", round_trip_ms), "tree")
+        ours = ratios(results, find(results, trace, round_trip_ms), "tree")
+        best = results["baselines"][trace]
+        alone = best["alone"]["measures"]["latency_ms"] / best["tree"]["measures"]["latency_ms"]
         holds = "yes" if ours[0] <= latency and ours[1] <= passes else "no"
         lines.append(
             f"| {trace} | {round_trip_ms:.0f} ms | {latency:.2f}×, {passes:.0%} | "
-            + " | ".join(cells)
-            + f" | {holds} |"
+            f"{ours[0]:.3f}×, {ours[1]:.0%} | {alone:.2f}× | {holds} |"
         )
     return "\n".join(lines)
 
@@ -104,19 +91,15 @@ def claims_table(results: dict[str, Any]) -> str:
     lines = [
         "Against the paper's own baseline, the best co-located *chain*:",
         "",
-        "| trace | round trip | the paper's claim: passes | expected gain: latency, passes |"
-        " entropy gate |",
-        "|---|---|---|---|---|",
+        "| trace | round trip | the paper's claim: passes | ours: latency, passes |",
+        "|---|---|---|---|",
     ]
     for trace in results["baselines"]:
         for round_trip_ms, passes in CLAIMS:
-            cells = []
-            for policy in ("expected gain", "entropy gate"):
-                found = ratios(results, find(results, trace, policy, round_trip_ms), "chain")
-                cells.append(f"{found[0]:.2f}×, {found[1]:.0%}")
+            found = ratios(results, find(results, trace, round_trip_ms), "chain")
             lines.append(
-                f"| {trace} | {round_trip_ms:.0f} ms | under {passes:.0%} | {cells[0]} "
-                f"| {cells[1]} |"
+                f"| {trace} | {round_trip_ms:.0f} ms | under {passes:.0%} | {found[0]:.2f}×, "
+                f"{found[1]:.0%} |"
             )
     return "\n".join(lines)
 
@@ -124,7 +107,7 @@ def claims_table(results: dict[str, Any]) -> str:
 def stall_table(results: dict[str, Any]) -> str:
     """A stalled link costs what the same link costs while it flows, plus the stall's share."""
     lines = [
-        "Stalls of 2 s every 20 s, expected gain, against the same link without:",
+        "Stalls of 2 s every 20 s, against the same link without:",
         "",
         "| trace | without, ms a token | with | ratio |",
         "|---|---|---|---|",
@@ -137,7 +120,6 @@ def stall_table(results: dict[str, Any]) -> str:
             for other in results["runs"]
             if other["trace"] == run["trace"]
             and other["tokens"] == run["tokens"]
-            and other["policy"] == run["policy"]
             and other["link"]["round_trip_ms"] == run["link"]["round_trip_ms"]
             and not other["link"]["stall_ms"]
         )
@@ -157,21 +139,18 @@ def figure(results: dict[str, Any], path: Path) -> None:
     traces = list(results["baselines"])
     fig, axes = plt.subplots(2, len(traces), figsize=(11, 5.6), sharex=True, squeeze=False)
     for column, trace in enumerate(traces):
-        for policy, colour in COLOURS.items():
-            runs = [
-                run
-                for run in results["runs"]
-                if run["trace"] == trace
-                and run["policy"] == policy
-                and run["tokens"] == results["tokens"]
-                and not run["link"]["stall_ms"]
-            ]
-            runs.sort(key=lambda run: run["link"]["round_trip_ms"])
-            x = [run["link"]["round_trip_ms"] for run in runs]
-            for row in range(2):
-                y = [ratios(results, run, "tree")[row] for run in runs]
-                style = ":" if policy == "oracle" else "-"
-                axes[row][column].plot(x, y, style, color=colour, label=policy, marker=".")
+        runs = [
+            run
+            for run in results["runs"]
+            if run["trace"] == trace
+            and run["tokens"] == results["tokens"]
+            and not run["link"]["stall_ms"]
+        ]
+        runs.sort(key=lambda run: run["link"]["round_trip_ms"])
+        x = [run["link"]["round_trip_ms"] for run in runs]
+        for row in range(2):
+            y = [ratios(results, run, "tree")[row] for run in runs]
+            axes[row][column].plot(x, y, color=COLOUR, label="ours", marker=".")
         best = results["baselines"][trace]
         chain, tree = (best[kind]["measures"] for kind in ("chain", "tree"))
         over = [chain[key] / tree[key] for key in ("latency_ms", "local_passes")]

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 FIRST_WINDOW = 16 * 1024  # bytes
 MIN_WINDOW = 512
 MAX_WINDOW = 4 * 1024 * 1024
 MAX_MARKERS = 16  # on their way at a time
-MARKER_INTERVAL_US = 10_000  # between two, at least
 RECENT = 3  # ways, of which the least counts: one may be late by jitter
 LEAST_HOLDS_US = 30_000_000  # the least way is measured anew after so long: clocks drift
 LOST_AFTER_US = 2_000_000  # a marker, beside twice the round trip
-SLACK_US = (10_000, 20_000)  # what drafts may wait on their way: half of the round trip,
-SLACK_SHARE = 0.5  # within these bounds
+SLACK_SHARE = 0.5  # of the round trip, that drafts may wait on their way
 FIRST_NODE_BYTES = 8.0
+FRAME_US = 2_000  # a frame is read once all of it has arrived: a long one keeps its first drafts
+MIN_FRAME_BYTES = 1200  # as a packet carries, or little less
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTimes:
+    marker_interval_us: int = 10_000  # between two markers, at least
+    least_slack_us: int = 10_000  # These two bound what drafts may wait on their way.
+    most_slack_us: int = 20_000
+
+    def stretched(self, factor: float) -> FlowTimes:
+        """For a world in which everything takes so many times as long."""
+        return FlowTimes(
+            int(factor * self.marker_interval_us),
+            int(factor * self.least_slack_us),
+            int(factor * self.most_slack_us),
+        )
 
 
 class Flow:
@@ -31,9 +47,10 @@ class Flow:
     2016): else what waits would come to be taken for the way.
     """
 
-    def __init__(self, round_trip_us: int, way_us: int) -> None:
+    def __init__(self, round_trip_us: int, way_us: int, times: FlowTimes | None = None) -> None:
         """Of what was said before the first draft; a way is from our clock to the verifier's."""
         self.window = FIRST_WINDOW
+        self._times = times or FlowTimes()
         self._sent = self._arrived = 0  # bytes, of drafts
         self._node_bytes = FIRST_NODE_BYTES
         self._markers: dict[int, int] = {}  # by clock reading: bytes sent before
@@ -58,6 +75,11 @@ class Flow:
         share = (now_us - self._sent_us) / self._round_trip_us
         room = min(share * self.window, self._most_at_once, self._left)
         return max(0, int(room / self._node_bytes))
+
+    @property
+    def frame_bytes(self) -> int:
+        """What drafts should share a frame: as much as the window carries in a short time."""
+        return max(MIN_FRAME_BYTES, self.window * FRAME_US // self._round_trip_us)
 
     def allowance(self, unsent: int, now_us: int) -> int:
         """`room`, asked by who has so many nodes to send."""
@@ -120,7 +142,7 @@ class Flow:
 
     @property
     def _interval_us(self) -> float:
-        return max(MARKER_INTERVAL_US, self._round_trip_us / MAX_MARKERS)
+        return max(self._times.marker_interval_us, self._round_trip_us / MAX_MARKERS)
 
     @property
     def _patience_us(self) -> int:
@@ -157,7 +179,8 @@ class Flow:
 
     @property
     def _slack_us(self) -> float:
-        return min(max(SLACK_SHARE * self._round_trip_us, SLACK_US[0]), SLACK_US[1])
+        slack_us = SLACK_SHARE * self._round_trip_us
+        return min(max(slack_us, self._times.least_slack_us), self._times.most_slack_us)
 
     def _adjust(self, now_us: int) -> None:
         round_trip_us, slack, window = self._round_trip_us, self._slack_us, self.window

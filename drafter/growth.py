@@ -35,6 +35,11 @@ class GrowthShape:
     prompt_chunk: int = 256  # tokens of a text not yet seen that one pass takes
 
     @classmethod
+    def of_width(cls, width: int) -> GrowthShape:
+        """For a daemon that is told so many nodes a pass."""
+        return cls.wide(width) if width > cls.width else cls(width)
+
+    @classmethod
     def wide(cls, width: int = 128) -> GrowthShape:
         """For machines on which a pass over so many rows takes about as long as over one."""
         return cls(

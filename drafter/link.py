@@ -1,10 +1,9 @@
-"""Link: the socket of a drafter, its reconnects, and the loop that drafts between messages."""
+"""Link: the socket of a drafter and its reconnects; it drives a `Connection` in real time."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from socket import socketpair
@@ -12,27 +11,19 @@ from socket import socketpair
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from drafter.connection import GREETING_TIMEOUT_US, Backoff, Connection
+from drafter.backoff import Backoff
+from drafter.connection import GREETING_TIMEOUT_US, Connection, ConnectionCounters
+from drafter.flow import FlowTimes
 from drafter.session import Session
-from wanspec_kernels.wire import (
-    MAX_MESSAGE_BYTES,
-    Draft,
-    Error,
-    ErrorCode,
-    Hello,
-    Message,
-    ProtocolError,
-    decode_frame,
-    encode_frame,
-)
+from wanspec_kernels.wire import MAX_MESSAGE_BYTES, Hello, MalformedMessage
 from wanspec_kernels.wire.addresses import Lookup, NotResolved, why_unreachable
 from wanspec_kernels.wire.keys import Secret, secure_client
 
 log = logging.getLogger(__name__)
 
-SEND_QUEUE = 64  # messages
+SEND_QUEUE = 64  # frames
 RECEIVE_QUEUE = 256
-MESSAGES_A_ROUND = 64  # read before the model runs again
+FRAMES_A_ROUND = 64  # read before the model runs again
 LINGER_MS = 300  # for the CLOSEs at the end
 LOOKUP_MS = 10_000
 CONNECT_MS = 5_000  # then the next address of the name is tried
@@ -54,11 +45,10 @@ class Refused(Exception):
 
 
 @dataclass
-class LinkCounters:
+class LinkCounters(ConnectionCounters):
+    """Of all its connections together."""
+
     num_connects: int = 0
-    num_malformed: int = 0  # messages received
-    num_unsendable: int = 0  # not drafts: the queue was full
-    num_too_large: int = 0  # for the peer
 
 
 class Link:
@@ -81,6 +71,7 @@ class Link:
         max_nodes: int,
         backoff: Backoff | None = None,
         greeting_timeout_us: int = GREETING_TIMEOUT_US,
+        flow_times: FlowTimes | None = None,
     ) -> None:
         self.counters = LinkCounters()
         self._session = session
@@ -90,6 +81,7 @@ class Link:
         self._about = (vocabulary, model_name, max_requests, max_nodes)
         self._backoff = backoff or Backoff()
         self._greeting_timeout_us = greeting_timeout_us
+        self._flow_times = flow_times
         self._context = zmq.Context()
         self._stopping = False
         # Not an event: a poll can wait for this beside the socket.
@@ -159,13 +151,14 @@ class Link:
             connection = Connection(
                 self._session,
                 Hello(*self._about, clock_us=_now_us()),
+                counters=self.counters,
                 greeting_timeout_us=self._greeting_timeout_us,
+                flow_times=self._flow_times,
             )
             try:
                 socket.connect(endpoint)
             except zmq.ZMQError as error:
                 raise Refused(f"not an address to dial: {error.strerror}") from None
-            self._send(socket, connection, [connection.hello])
             reason = self._converse(socket, monitor, connection)
             if connection.conversed:
                 self._backoff.reset()
@@ -182,15 +175,15 @@ class Link:
         poller.register(monitor, zmq.POLLIN)
         poller.register(self._wake_out, zmq.POLLIN)
         while True:
-            writable = bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
-            wants = self._session.busy
-            waits = not writable and (wants or self._session.num_unsent > 0)
-            poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if waits else 0))
-            wait_us = 0 if wants and writable else self._wait_us(connection, writable)
+            connection.writable = bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+            poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if connection.waits_to_write else 0))
+            now_us = _now_us()
+            wait_us = connection.wake_at_us(now_us) - now_us
             ready = dict(poller.poll(-(-wait_us // 1000)))
             if self._stopping:
                 socket.linger = LINGER_MS
-                self._send(socket, connection, self._session.close_all("the drafter stops"))
+                connection.close("the drafter stops")
+                self._send(socket, connection)
                 return "stopped"
             self._receive(socket, connection)
             # Messages first: a refusal says more than the disconnection after it.
@@ -202,71 +195,31 @@ class Link:
                     return None
                 connection.awaited = _PROGRESS_EVENTS.get(event, connection.awaited)
                 connection.lost = _LOST_EVENTS.get(event)
-            self._send(socket, connection, connection.tick(_now_us()))
+            self._send(socket, connection)
             if connection.lost is not None:
                 return connection.lost
-            if not writable:
-                continue
-            if self._session.busy:
-                self._send(socket, connection, self._session.step())
-            self._send_drafts(socket, connection)
-
-    def _wait_us(self, connection: Connection, writable: bool) -> int:
-        """Until there is something to do, if nothing is heard before."""
-        unsent, now_us = self._session.num_unsent, _now_us()
-        until_us = connection.deadline_us
-        if unsent and writable:
-            until_us = min(until_us, connection.flow.next_us(unsent, now_us))
-        return max(until_us - now_us, 0)
-
-    def _send_drafts(self, socket: zmq.Socket[bytes], connection: Connection) -> None:
-        """As many as the link takes; the rest stay where commits prune them."""
-        unsent = self._session.num_unsent
-        if not unsent:
-            return
-        allowance = connection.flow.allowance(unsent, _now_us())
-        self._send(socket, connection, self._session.drafts(allowance))
-        self._send(socket, connection, connection.marker(_now_us()))
+            if connection.wants_step:
+                connection.step()
 
     def _receive(self, socket: zmq.Socket[bytes], connection: Connection) -> None:
-        for _ in range(MESSAGES_A_ROUND):
+        for _ in range(FRAMES_A_ROUND):
             try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
+                data, *more = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            try:
-                if len(frames) != 1:
-                    raise ProtocolError(f"message: expected one frame, got {len(frames)}")
-                messages = list(decode_frame(frames[0]))
-            except ProtocolError as error:
-                messages = [error]
-            for message in messages:
-                if isinstance(message, ProtocolError):
-                    self.counters.num_malformed += 1
-                    log.warning("malformed message: %s", message)
-                    answers: list[Message] = [Error.of(ErrorCode.MALFORMED, message)]
-                else:
-                    answers = connection.on_message(message, _now_us())
-                self._send(socket, connection, answers)
+            if more:
+                got = 1 + len(more)
+                connection.malformed(MalformedMessage(f"message: expected one frame, got {got}"))
+            else:
+                connection.receive(data, _now_us())
 
-    def _send(
-        self, socket: zmq.Socket[bytes], connection: Connection, messages: Iterable[Message]
-    ) -> None:
-        """Send without waiting; what cannot be sent is dropped and counted."""
-        for message in messages:
-            data = encode_frame([message])
-            if len(data) > connection.max_message_bytes:
-                self.counters.num_too_large += 1
-                continue
+    def _send(self, socket: zmq.Socket[bytes], connection: Connection) -> None:
+        """Send without waiting."""
+        for frame in connection.frames_to_send(_now_us()):
             try:
-                socket.send(data, zmq.NOBLOCK)
-                if isinstance(message, Draft):
-                    connection.flow.sent(len(data), len(message.token_ids), _now_us())
+                socket.send(frame.data, zmq.NOBLOCK)
             except zmq.Again:
-                if isinstance(message, Draft):
-                    self._session.on_dropped(message)
-                else:
-                    self.counters.num_unsendable += 1
+                connection.dropped(frame)
 
     def _pause(self, wait_ms: int, until: Lookup | None = None) -> None:
         poller = zmq.Poller()

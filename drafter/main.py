@@ -146,9 +146,8 @@ def main(
         resolve_model(model)
     draft_model = _load(model, device, dtype, threads)
     limits = Limits(max_requests, max_nodes)
-    shape = GrowthShape.wide(width) if width > GrowthShape.width else GrowthShape(width)
     link = Link(
-        Session(draft_model, limits=limits, shape=shape),
+        Session(draft_model, limits=limits, shape=GrowthShape.of_width(width)),
         endpoint=connect,
         secret=secret,
         server_public=server_public,

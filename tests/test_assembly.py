@@ -7,7 +7,10 @@ import pytest
 
 from wanspec_kernels.assembly import CAPACITIES, Pair, capture_passes
 from wanspec_kernels.engine.model import CaptureError
+from wanspec_kernels.engine.model.capacity import smallest_that_holds
+from wanspec_kernels.engine.model.graphs import MAX_GRAPHS
 from wanspec_kernels.engine.request import Request
+from wanspec_kernels.tree import DraftTree
 from wanspec_kernels.wire.sampling import Sampling
 
 
@@ -22,11 +25,15 @@ class FakeTarget:
         self.captured = capacities
 
 
-def test_passes_of_one_tree_are_captured() -> None:
+def test_passes_of_one_tree_and_of_many_are_captured() -> None:
     target = FakeTarget(waits=False)
     capture_passes(target)  # type: ignore[arg-type]
     assert target.captured == CAPACITIES
-    assert all(c.batch == 1 and c.max_nodes == c.num_nodes for c in CAPACITIES)
+    assert len(set(CAPACITIES)) <= MAX_GRAPHS
+    for sizes, rows, batch in (([30], 32, 1), ([1] * 200, 256, 256), ([5, 64, 2], 96, 96)):
+        capacity = smallest_that_holds(CAPACITIES, DraftTree.chains([[0] * n for n in sizes]))
+        assert capacity is not None
+        assert (capacity.num_nodes, capacity.batch) == (rows, batch)
 
 
 def test_a_model_that_cannot_be_captured_goes_on_without(

@@ -191,6 +191,21 @@ def test_simulate_prints_one_object():
     assert report["measures"]["latency_ms"] < 30
 
 
+def test_simulate_decodes_many_at_a_time():
+    options = ["--requests", "6", "--machines", "h200-8b", "--context", "2048", "--tokens", "20"]
+    options += ["--no-baselines", "--json"]
+    remotes = ["--round-trip-ms", "20,20", "--share-drafters"]
+    result = CliRunner().invoke(app, ["simulate", *options, *remotes])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["requests"] == 6
+    assert report["measures"]["exact"]
+    assert report["measures"]["tokens_per_s"] > 6 * 1000 / report["measures"]["latency_ms"] / 2
+    alone = CliRunner().invoke(app, ["simulate", *options, "--round-trip-ms", "", "--no-home"])
+    # A pass of 6 rows over 6 x 2,048 tokens of context.
+    assert json.loads(alone.stdout)["measures"]["latency_ms"] == pytest.approx(5.84, abs=0.03)
+
+
 def test_trace_records_a_pair(tmp_path):
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps([{"text": "def quicksort(items):\n"}]))

@@ -64,6 +64,9 @@ def test_a_row_is_its_tokens(vocab: int, device: str) -> None:
     row = noise.gumbel_row(vocab, position, seed, Stream.RESIDUAL)
     tokens = torch.arange(vocab, device=device)
     assert torch.equal(row, noise.gumbel(tokens, position, seed, Stream.RESIDUAL))
+    rows = noise.gumbel_row(vocab, position + torch.arange(2, device=device), seed.expand(2))
+    assert rows.shape == (2, vocab)
+    assert torch.equal(rows[1], noise.gumbel_row(vocab, position + 1, seed))
 
 
 def test_every_argument_matters() -> None:

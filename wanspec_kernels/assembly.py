@@ -10,25 +10,34 @@ import transformers
 
 from drafter.home import HomeDrafter
 from drafter.model import DraftModel
-from wanspec_kernels.control.policies import ExpectedGain
-from wanspec_kernels.control.policy import Policy
+from wanspec_kernels.control.pass_times import SIZES
 from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.engine.engine import Engine, PassRunner
-from wanspec_kernels.engine.interfaces import TargetModel
-from wanspec_kernels.engine.model import Capacity, CaptureError, Target, TreeDecoder
+from wanspec_kernels.engine.model import Capacity, CaptureError, Target
+from wanspec_kernels.engine.model.capacity import ladder
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.engine.runner import Runner
 from wanspec_kernels.engine.scheduler import Scheduler, SchedulerLimits
 from wanspec_kernels.models import resolve_device, resolve_model
 from wanspec_kernels.serving.drafters import DrafterSocket, now_ms
-from wanspec_kernels.serving.service import ServiceConfig, VerifierService
 from wanspec_kernels.wire.keys import AllowList, Secret
 from wanspec_kernels.wire.vocabulary import format_fingerprint
 
 logger = logging.getLogger(__name__)
 
-CAPACITIES = tuple(Capacity(1, rows, rows) for rows in (1, 8, 16, 32, 64))  # of a TreeDecoder
+MAX_CAPTURED_ROWS = 256  # A pass of more is busy for longer than it takes to launch.
+MAX_CAPTURED_NODES = 64  # of one tree; a longer piece of a prompt is launched
+# Those of one tree are cheaper for one, as they hold no others.
+CAPACITIES = (
+    *(Capacity(1, rows, rows) for rows in (1, 8, 16, 32, 64)),
+    *ladder(
+        SIZES,
+        max_batch=MAX_CAPTURED_ROWS,
+        max_rows=MAX_CAPTURED_ROWS,
+        max_nodes=MAX_CAPTURED_NODES,
+    ),
+)
 
 
 class LoadError(ValueError):
@@ -84,9 +93,6 @@ class Pair:
             )
         return cls(target, home)
 
-    def decoder(self) -> TreeDecoder:
-        return TreeDecoder(self.target)
-
     def engine(
         self,
         *,
@@ -132,32 +138,6 @@ class Pair:
             tokenizer=self.target.tokenizer,
         )
 
-    def service(
-        self,
-        decoder: TargetModel,
-        *,
-        bind: str | None = None,
-        secret: Secret | None = None,
-        allowed: AllowList | None = None,
-        max_rows: int = 64,
-        policy: Policy | None = None,
-    ) -> VerifierService:
-        """With `bind`, drafters whose keys are in `allowed` may dial in; without, none can.
-
-        `max_rows` bounds a verified tree; `policy` None is the default one.
-        """
-        limits = Limits(max_rows=max_rows, max_length=self.target.max_length)
-        return VerifierService(
-            decoder,
-            vocabulary=self.target.vocabulary,
-            vocab_size=self.target.vocab_size,
-            bind=bind,
-            secret=secret,
-            allowed=allowed,
-            home=HomeDrafter(self.home) if self.home else None,
-            config=ServiceConfig(policy=policy or ExpectedGain(), limits=limits),
-        )
-
 
 @contextmanager
 def _loading(what: str) -> Iterator[None]:
@@ -170,7 +150,7 @@ def _loading(what: str) -> Iterator[None]:
 
 
 def capture_passes(target: Target) -> None:
-    """Capture the passes of a TreeDecoder, or say why they go on being launched one by one."""
+    """Capture passes of one tree and of many, or say why they go on being launched one by one."""
     try:
         target.capture(CAPACITIES)
     except CaptureError as error:

@@ -1,21 +1,29 @@
 """Events: what happens, as typed values.
 
 Whoever wants to know subscribes: metrics, logs, benchmarks and tests. A subscriber is called where
-the thing happens, on the thread of the one who made it happen, and must neither block nor raise.
+the thing happens, on the thread of the one who made it happen, and must neither block nor raise,
+nor call back whoever made it happen. Here is what drafters do; `engine/events.py` has what becomes
+of requests and passes. An exchange and the scheduler over it tell the same subscribers.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from wanspec_kernels.drafts.outcome import Outcome
+from wanspec_kernels.wire import Draft
 
 logger = logging.getLogger(__name__)
 
 
+class Event:
+    """Something that happened; a frozen dataclass each."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(Event):
     """A drafter greeted and was welcomed."""
 
     source: int
@@ -24,7 +32,7 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Left(Event):
     """A drafter's session ended."""
 
     source: int
@@ -33,7 +41,7 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnedAway:
+class TurnedAway(Event):
     """Somebody knocked and was not let in."""
 
     who: str
@@ -41,7 +49,7 @@ class TurnedAway:
 
 
 @dataclass(frozen=True, slots=True)
-class Quarantined:
+class Quarantined(Event):
     """Nothing of this drafter is read for a while."""
 
     name: str
@@ -49,7 +57,7 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Event):
     """A drafter was sent OPEN for a request."""
 
     request: int
@@ -57,7 +65,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Released:
+class Released(Event):
     """A drafter is asked no more to draft for a request that goes on."""
 
     request: int
@@ -65,17 +73,12 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
-class Offered:
-    """A drafter's draft was merged, or not."""
+class Offered(Event):
+    """A remote drafter's draft was merged, or not."""
 
-    request: int
     source: int
+    draft: Draft
     outcome: Outcome
-    num_nodes: int
-    base_length: int
-
-
-Event: TypeAlias = Joined | Left | TurnedAway | Quarantined | Asked | Released | Offered
 
 
 class Events:
@@ -83,6 +86,11 @@ class Events:
 
     def __init__(self) -> None:
         self._subscribers: list[Callable[[Event], None]] = []
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody wants to know. Where events are frequent, none is made for nobody."""
+        return bool(self._subscribers)
 
     def subscribe(self, call: Callable[[Event], None]) -> Callable[[], None]:
         """Call it with every event from now on; returns how to end that."""

@@ -99,12 +99,12 @@ def words(token: Tensor, position: Tensor, seed: Tensor, stream: int) -> Tensor:
 
 
 def row_words(vocab: int, position: Tensor, seed: Tensor, stream: int) -> Tensor:
-    """`words` of tokens 0 .. vocab - 1 at one position, [vocab], for a quarter of the work."""
+    """`words` of tokens 0 .. vocab - 1 at each position, [..., vocab], in a quarter of the time."""
     counter = torch.arange((vocab + 7) // 8, device=position.device)
 
     def halves(of: int) -> Tensor:
-        four = torch.stack(philox4(counter, position, seed, of), dim=-1)
-        return torch.stack((four & 0xFFFF, four >> 16), dim=-1).flatten()[:vocab]
+        four = torch.stack(philox4(counter, position[..., None], seed[..., None], of), dim=-1)
+        return torch.stack((four & 0xFFFF, four >> 16), dim=-1).flatten(-3)[..., :vocab]
 
     return halves(stream) << 16 | halves(stream + 1)
 
@@ -126,7 +126,7 @@ def gumbel(token: Tensor, position: Tensor, seed: Tensor, stream: Stream = Strea
 
 
 def gumbel_row(vocab: int, position: Tensor, seed: Tensor, stream: Stream = Stream.TOKEN) -> Tensor:
-    """`gumbel` of tokens 0 .. vocab - 1 at one position, [vocab], for a quarter of the work."""
+    """`gumbel` of tokens 0 .. vocab - 1 at each position, [..., vocab]: a quarter of the work."""
     word = row_words(vocab, position, seed, stream)
     return _gumbel(word, _lower(word, lambda: row_words(vocab, position, seed, stream + 2)))
 

@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 
-from drafter.flow import FIRST_WINDOW, MARKER_INTERVAL_US, MIN_WINDOW, Flow
+from drafter.flow import FIRST_WINDOW, MIN_WINDOW, Flow, FlowTimes
 from wanspec_kernels.link_emulator import Direction
 
 STEP_US = 4000  # of a drafter's pass
@@ -179,7 +179,7 @@ def test_a_cut_of_the_bandwidth_is_found_out():
 def test_a_longer_way_is_believed_in_time():
     wire = Wire(10.0, 50.0)
     wire.run(10.0)
-    wire.up._delay_s += 0.1
+    wire.up = Direction(105.0, 0.0, 50.0, "up")
     wire.run(60.0)
     assert wire.run(10.0) > 1e6
 
@@ -199,7 +199,8 @@ def test_little_goes_where_nothing_is_answered_and_all_again_later():
 def test_markers_are_few():
     wire = Wire(4.0, 50.0)
     wire.run(2.0)
-    assert 2e6 / MARKER_INTERVAL_US * 0.5 < wire.num_markers <= 2e6 / MARKER_INTERVAL_US + 1
+    most = 2e6 / FlowTimes().marker_interval_us
+    assert 0.5 * most < wire.num_markers <= most + 1
 
 
 def test_answers_to_other_pings_say_nothing():
@@ -263,3 +264,20 @@ def test_nodes_of_any_size_still_go_where_nothing_is_answered(node_bytes):
         assert now_us > before_us
     assert flow.window == MIN_WINDOW
     assert late > 5
+
+
+def test_a_flow_in_a_world_ten_times_as_slow_sends_the_same():
+    flows = [(1, Flow(30_000, 15_000)), (10, Flow(300_000, 150_000, FlowTimes().stretched(10.0)))]
+    sent = [[], []]
+    for now_us in range(30_000, 1_500_000, 3_000):
+        for (factor, flow), nodes in zip(flows, sent, strict=True):
+            nodes.append(flow.allowance(1000, factor * now_us))
+            if nodes[-1]:
+                flow.sent(8 * nodes[-1], nodes[-1], factor * now_us)
+            if flow.mark(factor * now_us):
+                # Each waits a little longer than the one before, up to 15 ms.
+                late_us = min(now_us // 50, 15_000)
+                peer_us = factor * (now_us + 15_000 + late_us)
+                flow.answered(factor * now_us, peer_us, factor * (now_us + 30_000 + late_us))
+    assert sum(sent[0]) > 1000
+    assert sent[0] == sent[1]

@@ -1,6 +1,4 @@
-"""Session and Connection with a fake model, by a clock of the test's own."""
-
-from random import Random
+"""Session with a fake model."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drafter.connection import Backoff, Connection
 from drafter.growth import GrowthShape
 from drafter.home import HomeDrafter
 from drafter.key_values import KeyValueStore
@@ -20,10 +17,6 @@ from wanspec_kernels.wire import (
     Draft,
     Error,
     ErrorCode,
-    Hello,
-    Ping,
-    Pong,
-    Welcome,
     check_of,
 )
 
@@ -235,71 +228,6 @@ def test_no_sequence_of_messages_does_harm(sequence):
         else:
             session.on_message(message)
         assert len(session.requests) <= 2
-
-
-def greeted(session, now_us=0, heartbeat_ms=1000) -> Connection:
-    hello = Hello(bytes(32), "fake", 2, 64, now_us)
-    connection = Connection(session, hello)
-    connection.on_message(Welcome(now_us, 5, heartbeat_ms, 65536), now_us + 2000)
-    return connection
-
-
-def test_heartbeats_and_silence(session):
-    connection = greeted(session)
-    assert connection.round_trip_us == 2000
-    assert connection.deadline_us == 502_000
-    assert connection.tick(501_999) == []
-    assert connection.tick(502_000) == [Ping(502_000, 2000)]
-    connection.on_message(Pong(502_000, 9), 512_000)
-    assert connection.round_trip_us == 3000
-    assert connection.tick(3_511_999) == [Ping(3_511_999, 3000)]
-    assert connection.lost is None
-    connection.tick(3_512_000)
-    assert connection.lost == "heard nothing for 3.0 s"
-
-
-def test_a_ping_is_answered_even_before_the_welcome(session):
-    connection = Connection(session, Hello(bytes(32), "fake", 2, 64, 0))
-    assert connection.on_message(Ping(17, 0), 40) == [Pong(17, 40)]
-    assert codes(connection.on_message(open_request(), 50)) == [(ErrorCode.UNEXPECTED, None)]
-    connection.tick(10_000_000)
-    assert connection.lost == "no WELCOME for 10.0 s"
-
-
-@pytest.mark.parametrize(
-    ("code", "refused", "lost"),
-    [
-        (ErrorCode.VOCABULARY, True, False),
-        (ErrorCode.VERSION, True, False),
-        (ErrorCode.SUPERSEDED, True, False),
-        (ErrorCode.CAPACITY, False, True),
-        ("a code of a later version", False, True),
-    ],
-)
-def test_refusals(session, code, refused, lost):
-    connection = Connection(session, Hello(bytes(32), "fake", 2, 64, 0))
-    connection.on_message(Error(code, "why"), 1)
-    assert (connection.refused is not None, connection.lost is not None) == (refused, lost)
-    assert "why" in (connection.refused or connection.lost)
-
-
-def test_a_restarted_verifier_is_greeted_again(session):
-    connection = greeted(session)
-    connection.on_message(open_request(request=1), 3000)
-    connection.on_message(Error(ErrorCode.UNEXPECTED, "expected HELLO first"), 4000)
-    assert connection.lost is not None
-    greeted(session)
-    assert session.requests == ()
-
-
-def test_backoff_is_bounded_and_jittered():
-    backoff = Backoff(first_ms=100, most_ms=1000, random=Random(0))
-    waits = [backoff.wait_ms() for _ in range(8)]
-    for wait, most in zip(waits, [100, 200, 400, 800, 1000, 1000, 1000, 1000], strict=True):
-        assert most / 2 <= wait <= most
-    assert len(set(waits[4:])) > 1
-    backoff.reset()
-    assert backoff.wait_ms() <= 100
 
 
 def test_home_drafts_on_call_and_catches_up(model):

@@ -5,23 +5,22 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.serving.fake_models import VOCAB_SIZE, continuation, guess, walk
-from wanspec_kernels.control.home import PATIENCE_PASSES, DraftAtHome
+from wanspec_kernels.control.home import DraftAtHome
+from wanspec_kernels.control.tuning import TUNING
 from wanspec_kernels.drafts.pool import Kind
+from wanspec_kernels.engine.events import Committed, Finished, News
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import PassPlan, Verdict
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.scheduler import (
-    MAX_HOME_PASSES,
-    Committed,
-    Event,
-    Finished,
+    RefusedError,
     Scheduler,
     SchedulerLimits,
 )
 
 PAGE_SIZE = 4
 SOURCES = (1, 2, 3)
-MAX_ROWS, CHUNK_ROWS = 30, 7
+MAX_ROWS, CHUNK_ROWS, MAX_QUEUE = 30, 7, 6
 STALL_MS = 40.0
 FIRST_GUESS_MS = 30.0  # of PassTimes
 LONGEST_PASS_MS = 5.0 + 0.2 * MAX_ROWS + STALL_MS
@@ -55,7 +54,7 @@ class Run:
             pages=self.pages,
             limits=Limits(max_rows=12, max_depth=8),
             batch=SchedulerLimits(
-                max_batch=5, max_rows=MAX_ROWS, chunk_rows=CHUNK_ROWS, max_queue=6
+                max_batch=5, max_rows=MAX_ROWS, chunk_rows=CHUNK_ROWS, max_queue=MAX_QUEUE
             ),
             home=self.home,
         )
@@ -100,8 +99,8 @@ class Run:
         A pass is thought to take as long as those that have been seen.
         """
         target_ms = max(FIRST_GUESS_MS, LONGEST_PASS_MS)
-        at_home = PATIENCE_PASSES * MAX_HOME_PASSES if self.home else 0.0
-        assert ms <= (SchedulerLimits().max_wait_passes + at_home) * target_ms
+        at_home = TUNING.home_patience_passes * TUNING.max_home_passes if self.home else 0.0
+        assert ms <= (TUNING.max_wait_passes + at_home) * target_ms
         self.longest_wait_ms = max(self.longest_wait_ms, ms)
 
     def _pass_ms(self, plan: PassPlan) -> float:
@@ -139,9 +138,9 @@ class Run:
             sequence = self.rng.choice(list(self.scheduler.sequences.values()))
             source = self.rng.choice(SOURCES)
             if kind < 0.25:
-                sequence.retire(source)
+                sequence.text.retire(source)
             elif kind < 0.4 or source not in sequence.pool.enrolled:
-                sequence.enrol(source, 20.0)
+                sequence.text.enrol(source, str(source), 20.0)
             else:
                 self._offer(sequence.number, source)
 
@@ -154,7 +153,12 @@ class Run:
         )
         deadline_ms = self.rng.choice((None, None, None, self.rng.uniform(1.0, 900.0)))
         request = Request(prompt, self.rng.randrange(1, 30), deadline_ms=deadline_ms)
-        number = self.scheduler.submit(request, self.now).number
+        try:
+            number = self.scheduler.submit(request, self.now).number
+        except RefusedError:
+            assert self.scheduler.num_waiting >= MAX_QUEUE
+            self.reasons["refused"] += 1
+            return
         self.requests[number] = request
         self.texts[number] = []
         self._submitted[number] = self.now
@@ -201,7 +205,7 @@ class Run:
         }
         self.scheduler.drafted(drafts, self.now)
 
-    def _take(self, events: list[Event]) -> None:
+    def _take(self, events: list[News]) -> None:
         for event in events:
             match event:
                 case Committed(request, token_ids):

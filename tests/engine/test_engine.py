@@ -37,7 +37,12 @@ def target(folder: Path, device: str) -> Target:
     )
 
 
-def engine_of(target: Target, home: Path | None = None, num_pages: int = NUM_PAGES) -> Engine:
+def engine_of(
+    target: Target,
+    home: Path | None = None,
+    num_pages: int = NUM_PAGES,
+    runner: Runner | None = None,
+) -> Engine:
     scheduler = Scheduler(
         vocab_size=VOCAB_SIZE,
         pages=PageBook(num_pages, PAGE_SIZE),
@@ -46,7 +51,8 @@ def engine_of(target: Target, home: Path | None = None, num_pages: int = NUM_PAG
         home=home is not None,
     )
     drafter = HomeDrafter(DraftModel.load(str(home))) if home is not None else None
-    return Engine(scheduler, Runner(target), home=drafter, tokenizer=target.tokenizer)
+    runner = runner or Runner(target)
+    return Engine(scheduler, runner, home=drafter, tokenizer=target.tokenizer)
 
 
 def requests_of(seed: int, count: int) -> list[dict]:
@@ -118,9 +124,8 @@ def test_a_pass_that_raises_ends_its_requests_and_no_others(target: Target) -> N
             super().launch(plan)
 
     async def run() -> None:
-        engine = engine_of(target)
-        engine._runner = runner = Failing(target)
-        async with engine:
+        runner = Failing(target)
+        async with engine_of(target, runner=runner) as engine:
             stream = engine.submit(Request((5, 6, 7), 50))
             await anext(stream)
             runner.fails = True

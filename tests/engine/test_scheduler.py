@@ -23,7 +23,7 @@ def test_random_schedules(first_seed: int, home: bool) -> None:
         preempted += run.scheduler.num_preempted
         reasons += run.reasons
     assert preempted > 0
-    assert reasons.keys() == {"length", "cancelled", "stop", "deadline"}
+    assert reasons.keys() >= {"length", "cancelled", "stop", "deadline"}
 
 
 def test_a_prompt_that_can_never_fit_is_refused_with_the_numbers() -> None:

@@ -1,7 +1,7 @@
 """A target's logits over trees are the model's own on every path; other models are refused."""
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from tests.model.architectures import (
 )
 from tests.paged_trees import random_trees, to_device
 from tests.tiny_models import make_tiny_model
+from wanspec_kernels.attention.arguments import Scoring
 from wanspec_kernels.engine.model import Target, UnsupportedModelError, attention_hook
 from wanspec_kernels.tree import DraftTree
 
@@ -168,17 +169,35 @@ def test_refuses_what_tree_attention_lacks(name: str) -> None:
         Target(model, num_pages=40, max_length=100)
 
 
-def test_a_window_no_text_outgrows_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass
+class WatchedPass(attention_hook.TreePass):
+    """Keeps the window of each layer that is run."""
+
+    seen: list[int | None] = field(default_factory=list)
+
+    def run_layer(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring
+    ) -> Tensor:
+        self.seen.append(scoring.window)
+        return super().run_layer(layer, query, keys, values, scoring)
+
+
+def test_a_window_no_text_outgrows_is_none() -> None:
     """So that the fastest kernels, which know no window, may run."""
-    windows: list[int | None] = []
     config = make_config("Mistral", sliding_window=64)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="wanspec_tree")
-    for max_length in (64, 65):
+    tree = DraftTree.build([((1, 2), (-1, 0))])
+    place = (torch.zeros(1, dtype=torch.int32), torch.arange(5, dtype=torch.int32)[None])
+    for max_length, window in ((64, None), (65, 64)):
         target = Target(model, num_pages=5, max_length=max_length)
-        with monkeypatch.context() as patch:
-            patch.setattr(attention_hook, "plan_trees", lambda *_: windows.append(_[-1]) or [])
-            target.prefill(0, [1, 2])
-    assert windows == [None, 64]
+        windows = [64] * config.num_hidden_layers
+        run = WatchedPass(tree, *place, target.cache, windows, max_length)
+        token = attention_hook.current_pass.set(run)
+        try:
+            model(input_ids=tree.token_ids[None], position_ids=tree.depth[None], use_cache=False)
+        finally:
+            attention_hook.current_pass.reset(token)
+        assert run.seen == [window] * config.num_hidden_layers
 
 
 def test_a_model_with_a_mask_of_its_own() -> None:

@@ -34,7 +34,7 @@ def test_a_plan_is_read(tmp_path):
         ("3.0", "inf", "home.pass_ms: expected a number"),
         ("{1 = 30.0", "{one = 30.0", "target.pass_ms: expected ms, or"),
         ("{1 = 30.0", "{0 = 30.0", "target.pass_ms: expected ms, or"),
-        ("[draft]", "requests = 0\n[draft]", "target.requests: expected a whole number 1..64"),
+        ("[draft]", "requests = 0\n[draft]", "target.requests: expected a whole number 1..256"),
         ("[draft]", "colour = 1\n[draft]", "target: expected pass_ms and perhaps requests"),
         ('trace = "bundled"', "", "draft: expected trace or top_1"),
         ('trace = "bundled"', 'trace = "bundled"\ntop_1 = 0.8', "got both"),

@@ -19,7 +19,7 @@ from wanspec_kernels.planning.candidates import Candidate
 from wanspec_kernels.planning.effort import MIN_SEEDS, MIN_TOKENS, Effort
 from wanspec_kernels.planning.inputs import read
 from wanspec_kernels.planning.intervals import Interval
-from wanspec_kernels.planning.study import AHEAD, study
+from wanspec_kernels.planning.study import AT_HOME, study
 from wanspec_kernels.planning.verdict import Use, judge
 
 ALONE = PLAN.replace("[home]\npass_ms = 3.0\n", "")
@@ -51,7 +51,7 @@ def test_a_far_drafter_gets_no_credit_for_what_home_does(tmp_path):
     )
     verdict = judge(far)
     assert verdict.use in (Use.none, Use.unclear)
-    assert far.best_here == AHEAD
+    assert far.best_here == AT_HOME
     assert verdict.here[far.best_here].latency_ratio == Interval(1.0, 1.0, 1.0)
 
 
@@ -66,7 +66,8 @@ def test_several_requests_are_compared_with_speculation_that_keeps_them_in_step(
     passes = int(next(name for name in found.here if "passes a round" in name).split()[3])
     for run in fixed:
         assert run.latency_ms * run.tokens_per_pass < 34.0 + 3.5 * passes + 1.0
-        assert run.hot_ms == pytest.approx(run.latency_ms / 2, rel=0.02)
+        # Both share each pass, until the first of them has ended.
+        assert 0.49 * run.latency_ms < run.hot_ms < 0.7 * run.latency_ms
 
 
 def slower(study, factor, passes=1.0):
@@ -188,7 +189,7 @@ def test_the_advice_is_to_use_options_that_exist(near, tmp_path, factor, passes,
         options = [word for word in words if word.startswith("--")]
         assert all(f"{option} " in known for option in options)
         for option, value in pairwise(words):
-            if option in ("--policy", "--rows", "--width", "--max-nodes"):
+            if option in ("--rows", "--width", "--max-nodes"):
                 wrong = CliRunner().invoke(app, [*command, option, value, "--nothing"])
                 assert "--nothing" in wrong.stderr  # and not the value
 

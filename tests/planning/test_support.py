@@ -40,7 +40,7 @@ def test_a_good_plan_has_nothing_against_it(tmp_path):
     [
         ([record(samples=600)], "600 messages in 12 s; expected 1000"),
         ([record(samples=1000, interval_ms=10.0)], "1000 messages in 10 s"),
-        ([record(payload_bytes=64)], "probed with 64 bytes; a draft has 1838"),
+        ([record(payload_bytes=64)], "probed with 64 bytes; a draft has 1848"),
         ([record(lost=2)], "2 probes were never answered"),
         ([record(stalls=2)], "stalled 2 times in 30 s: .* probe 75 s or more"),
         ([record(), record(interval_ms=40.0)], "several intervals"),
@@ -98,7 +98,7 @@ def test_traces_have_to_be_long_and_of_the_same_texts(tmp_path):
 def test_more_than_link_and_verifier_take_is_refused():
     scenario = Scenario(load("bundled"), (DrafterProfile(LinkProfile(10.0)),), tokens=30)
     measures = measure(scenario)
-    assert 500 < measures.drafts_per_s < 1000  # 128 nodes a pass of 4 ms: what a key may send
+    assert 200 < measures.drafts_per_s < 500  # a frame or two a pass of 4 ms
     faster = replace(measures, drafts_per_s=1100.0)
     narrow, busy = run_refusals(faster, bandwidth_mbit=5.0)
     assert "too near the link's 5.0" in narrow

@@ -56,7 +56,7 @@ def test_an_emulated_link_is_measured_as_what_it_is(keys):
                 return await asyncio.to_thread(probe, keys, f"tcp://127.0.0.1:{link.port}", pacing)
 
     record = asyncio.run(main())
-    assert record.payload_bytes == 1838
+    assert record.payload_bytes == 1848
     assert record.lost == 0
     assert len(record.up_ms) == 150
     # The least of 150: near the two delays, plus what a busy machine adds.

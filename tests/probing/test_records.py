@@ -17,7 +17,7 @@ from wanspec_kernels.probing.summary import summarise
 
 AT = "2026-11-24T10:05:00+00:00"
 LINK = LinkRecord(
-    "uni", "north", AT, 1838, 64, 20.0, 30.0, (0.0, 1.0, 2.0), (0.5, 0.0, 4.0), 0, 80.0, 700
+    "uni", "north", AT, 1848, 64, 20.0, 30.0, (0.0, 1.0, 2.0), (0.5, 0.0, 4.0), 0, 80.0, 700
 )
 ENDPOINT = EndpointRecord("http://x/v1", "m", "north", AT, 200.0, (10.0, 20.0), 6, None)
 

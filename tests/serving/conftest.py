@@ -12,8 +12,8 @@ def keys(tmp_path_factory):
     enrolled = folder / "enrolled"
     enrolled.mkdir()
     secrets = {}
-    for name in ("verifier", "stranger", "first", "second"):
-        where = enrolled if name in ("first", "second") else folder
+    for name in ("verifier", "stranger", "first", "second", "third"):
+        where = enrolled if name in ("first", "second", "third") else folder
         secrets[name] = load_secret(generate(where, name))
     secrets["enrolled"] = AllowList(enrolled)
     return secrets

@@ -1,4 +1,4 @@
-"""What is cancelled ends with CancelledError, at any turn of the loop, and lets go of all."""
+"""What is cancelled ends as cancelled, at any turn of the loop, and lets go of all that it held."""
 
 import asyncio
 import threading
@@ -6,28 +6,12 @@ import threading
 import pytest
 import zmq.asyncio
 
-from tests.serving.dialler import (
-    PROMPT,
-    VOCABULARY,
-    WAIT_S,
-    SteppedTarget,
-    run,
-    until,
-)
-from tests.serving.fake_models import VOCAB_SIZE, FakeHome, FakeTarget
-from wanspec_kernels.control.policy import Verify, Wait
-from wanspec_kernels.serving.service import ServiceConfig, VerifierService
+from tests.serving.dialler import PROMPT, Verifier, run, text_of, texts_are_right, until
+from tests.serving.fake_models import WAIT_S, FakeHome, FakeRunner, continuation
 from wanspec_kernels.wire import Close, Open
 from wanspec_kernels.wire.keys import Authenticator
 
 TURNS = range(6)
-
-
-class Patient:
-    """Waits for drafts as long as it may."""
-
-    def decide(self, view):
-        return Verify() if view.verifying else Wait(view.now_ms + 1e9)
 
 
 async def turns(number):
@@ -44,82 +28,110 @@ async def cancelled(task):
 
 @pytest.mark.parametrize("number", TURNS)
 @pytest.mark.parametrize("how", ["cancel", "close"])
-@pytest.mark.parametrize("awaits", ["pass", "home", "drafts"])
-def test_a_request_is_cancelled_so_many_turns_after_a_wake(keys, number, how, awaits):
+@pytest.mark.parametrize("awaits", ["pass", "home"])
+def test_requests_are_cancelled_so_many_turns_after_a_wake(keys, number, how, awaits):
+    """Three of six, or all at the engine's end; the others have the text that they should have."""
+
     class Hangs(FakeHome):
-        def draft(self, *args):
+        def draft_all(self, jobs):
             assert hangs.wait(WAIT_S)
-            return super().draft(*args)
+            return super().draft_all(jobs)
 
     hangs = threading.Event()
     home = Hangs() if awaits == "home" else None
-    target = SteppedTarget(stepped=awaits != "drafts")
-    config = ServiceConfig(policy=Patient()) if awaits == "drafts" else None
+    runner = FakeRunner(stepped=True)
 
-    async def scenario(service, dial):
-        async with dial() as drafter:
+    async def scenario(verifier, dial):
+        async with dial() as drafter, dial("second") as another:
             await drafter.join()
-            generation = asyncio.create_task(service.generate(PROMPT, max_tokens=50))
+            await another.join()
+            submitted = verifier.submit_many(6, 50)
             opened = await drafter.hear(Open)
-            await until(lambda: target.texts)
-            await turns(20)  # it waits now
-            service._wake.set()
+            await until(lambda: runner.plans or verifier.scheduler.home.is_busy)
+            await turns(20)  # They wait now.
+            verifier.engine._wake.set()
             await turns(number)
-            closing = asyncio.create_task(service.close()) if how == "close" else None
-            if how == "cancel":
-                generation.cancel()
+            ended, going_on = submitted[::2], submitted[1::2]
+            closing = None
+            if how == "close":
+                closing = asyncio.create_task(verifier.engine.close())
+                ended, going_on = submitted, []
+            else:
+                for stream, _ in ended:
+                    stream.cancel()
             await turns(3)
             hangs.set()
-            target.free()
-            assert await cancelled(generation)
-            assert target.texts == {}
-            assert target.passes < 50
-            assert (await drafter.hear(Close)).request == opened.request
+            runner.free()
+            for stream, expected in ended:
+                text = await text_of(stream)
+                assert text == expected[: len(text)]
+                assert stream.finish_reason == "cancelled"
+                assert stream.statistics.target_passes < 50
+            await texts_are_right(going_on)
+            while (await drafter.hear(Close)).request != opened.request:
+                pass
             if closing is not None:
                 await closing
+            verifier.check_nothing_is_left()
+            if home is not None and how == "cancel":
+                await until(lambda: not home.known)
 
-    run(keys, scenario, target=target, home=home, config=config)
+    run(keys, scenario, runner=runner, home=home)
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
-@pytest.mark.parametrize("home", [None, FakeHome()], ids=["alone", "home"])
-def test_a_request_is_cancelled_at_any_turn(home, how):
-    """Wherever it stands; the last turns are those in which it lets go of the target."""
+@pytest.mark.parametrize("with_home", [False, True], ids=["alone", "home"])
+def test_a_request_is_cancelled_at_any_turn(with_home, how):
+    """Wherever it stands, beside one that goes on; the last turns are those of its end."""
 
     async def at(number):
-        target = FakeTarget()
-        service = VerifierService(target, vocabulary=VOCABULARY, vocab_size=VOCAB_SIZE, home=home)
-        generation = asyncio.create_task(service.generate(PROMPT, max_tokens=3))
-        await turns(number)
-        if how == "cancel":
-            expected = generation.cancel()
-        else:
-            expected = bool(service._callers)
-            await service.close()
-        assert await cancelled(generation) or not expected
-        assert target.texts == {}
-        await service.close()
-        return expected or number == 0
+        verifier = Verifier(None, FakeRunner(), FakeHome() if with_home else None)
+        async with verifier.engine:
+            other = verifier.submit((*PROMPT, 1), 4)
+            stream = verifier.submit(PROMPT, 3)
+            await turns(number)
+            was_over = stream.finish_reason is not None
+            if how == "cancel":
+                stream.cancel()
+            else:
+                await verifier.engine.close()
+            text = await text_of(stream)
+            assert text == continuation(PROMPT, 3)[: len(text)]
+            assert stream.finish_reason == ("length" if was_over else "cancelled") or len(text) == 3
+            if how == "cancel":
+                assert await text_of(other) == continuation((*PROMPT, 1), 4)
+            verifier.check_nothing_is_left()
+        return not was_over
 
     async def scenario():
         number = 0
         while await at(number):
             number += 1
-        assert number > 10
+        assert number > 5
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("number", TURNS)
-def test_a_close_is_cancelled_and_closes_when_called_again(keys, number):
-    async def scenario(service, dial):
-        closing = asyncio.create_task(service.close())
+@pytest.mark.parametrize("at_work", [False, True], ids=["idle", "at work"])
+def test_a_close_is_cancelled_and_closes_when_called_again(keys, number, at_work):
+    runner = FakeRunner(stepped=True)
+
+    async def scenario(verifier, dial):
+        stream = None
+        if at_work:
+            stream = verifier.submit()
+            await until(lambda: runner.plans)
+        closing = asyncio.create_task(verifier.engine.close())
         await turns(number)
         expected = closing.cancel()
+        runner.free()
         assert await cancelled(closing) is expected
-        await service.close()
+        await verifier.engine.close()
+        verifier.check_nothing_is_left()
+        assert stream is None or stream.finish_reason == "cancelled"
 
-    run(keys, scenario)
+    run(keys, scenario, runner=runner)
 
 
 @pytest.mark.parametrize("number", TURNS)
@@ -134,31 +146,5 @@ def test_an_authenticators_close_is_cancelled(keys, number):
         assert await cancelled(closing) is expected
         await authenticator.close()
         context.term()
-
-    asyncio.run(scenario())
-
-
-def test_a_cancellation_while_the_target_lets_go_comes_out_after_it():
-    class Holds(FakeTarget):
-        def finish(self, request):
-            held.set()
-            assert release.wait(WAIT_S)
-            super().finish(request)
-
-    held, release = threading.Event(), threading.Event()
-    target = Holds()
-
-    async def scenario():
-        service = VerifierService(target, vocabulary=VOCABULARY, vocab_size=VOCAB_SIZE)
-        generation = asyncio.create_task(service.generate(PROMPT, max_tokens=3))
-        await until(held.is_set)
-        for _ in range(3):
-            generation.cancel()
-            await turns(1)
-        assert not generation.done()
-        release.set()
-        assert await cancelled(generation)
-        assert target.texts == {}
-        await service.close()
 
     asyncio.run(scenario())

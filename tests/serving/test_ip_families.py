@@ -10,9 +10,11 @@ from drafter.session import Limits, Session
 from tests.drafter.test_session import FakeModel
 from tests.ip_families import needs_ipv6
 from tests.serving.dialler import VOCABULARY
+from tests.serving.fake_models import VOCAB_SIZE
+from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.probing.link import LinkProbe, Pacing
 from wanspec_kernels.probing.responder import Responder
-from wanspec_kernels.serving.endpoint import Endpoint, EndpointConfig
+from wanspec_kernels.serving.drafters import DrafterSocket, now_ms
 from wanspec_kernels.wire.keys import AllowList, generate, load_secret
 
 WAIT_S = 20.0
@@ -39,19 +41,12 @@ def test_a_drafter_joins_by_either_family(keys, bind, dial):
     ours, theirs, allowed = keys
 
     async def main():
-        endpoint = Endpoint(
-            bind,
-            secret=ours,
-            allowed=allowed,
-            vocabulary=VOCABULARY,
-            config=EndpointConfig(),
-            on_offer=lambda: None,
-            on_leave=lambda _: None,
-        )
-        await endpoint.start()
+        exchange = Exchange(vocabulary=VOCABULARY, vocab_size=VOCAB_SIZE, now=now_ms())
+        socket = DrafterSocket(bind, exchange=exchange, secret=ours, allowed=allowed)
+        await socket.start()
         link = Link(
             Session(FakeModel(), limits=Limits(2, 32)),
-            endpoint=f"{dial}:{endpoint.address.rpartition(':')[2]}",
+            endpoint=f"{dial}:{socket.address.rpartition(':')[2]}",
             secret=theirs,
             server_public=ours.public,
             vocabulary=VOCABULARY,
@@ -63,12 +58,12 @@ def test_a_drafter_joins_by_either_family(keys, bind, dial):
         thread.start()
         try:
             async with asyncio.timeout(WAIT_S):
-                while not endpoint.sessions:
+                while not exchange.sessions:
                     await asyncio.sleep(0)
         finally:
             link.stop()
             await asyncio.to_thread(thread.join, WAIT_S)
-            await endpoint.close()
+            await socket.close()
         assert link.counters.num_connects == 1
 
     asyncio.run(main())

@@ -15,12 +15,14 @@ from bench.virtual_faults import (
     timed_scenario,
     under_faults,
 )
+from wanspec_kernels.control.home import DraftAtHome
 from wanspec_kernels.simulation.faults import KINDS, Faults
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
 from wanspec_kernels.simulation.synthetic import generate
 from wanspec_kernels.simulation.trace import BEYOND
 from wanspec_kernels.simulation.world import World
+from wanspec_kernels.wire import Commit
 
 TOKENS = 30
 CO_LOCATED = 10  # passes a round: the best on this trace, or within 2 % of it
@@ -46,21 +48,28 @@ def test_the_text_is_the_targets_own_under_any_faults(trace, first):
     assert min(seen.values()) > 10
 
 
-def test_a_commit_that_a_drafter_missed_is_found_out(trace, monkeypatch):
+class Forgetful:
+    """A drafter's session that never sees the first COMMIT."""
+
+    def __init__(self, session):
+        self._session, self.lost = session, []
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+    def on_message(self, message):
+        if isinstance(message, Commit) and not self.lost:
+            self.lost.append(message)
+            return []
+        return self._session.on_message(message)
+
+
+def test_a_commit_that_a_drafter_missed_is_found_out(trace):
     """It asks for the text, and drafts on."""
     world = World(Scenario(trace, (DrafterProfile(LinkProfile(20.0), shape=SHAPE),), tokens=60))
-    session = world.remotes[0].drafter
-    take, lost = session.on_message, []
-
-    def forget(message):
-        if type(message).__name__ == "Commit" and not lost:
-            lost.append(message)
-            return []
-        return take(message)
-
-    monkeypatch.setattr(session, "on_message", forget)
+    session = world.remotes[0].drafter = Forgetful(world.remotes[0].drafter)
     run = world.run()[0]
-    assert lost
+    assert session.lost
     assert run.token_ids == run.expected_ids
     assert session.counters.num_resyncs == 1
 
@@ -83,23 +92,18 @@ def test_a_clock_that_jumps_in_homes_first_drafts_costs_little(trace):
     assert under_faults(one)[0] <= 1.1 * co_located_ms(one, CO_LOCATED)
 
 
-def test_a_home_drafter_slow_to_warm_up_is_soon_tried_again(trace, monkeypatch):
+def test_a_home_drafter_slow_to_warm_up_is_soon_tried_again(trace):
     """50 ms more for its second and third draft: 17 passes' worth, and no reason to do without."""
 
     def elapsed(late_ms):
-        world = World(Scenario(trace, (), home_shape=SHAPE, tokens=400, seed=1))
-        home, drafts = world.servings[1].generation._home, count(1)
-        begins = type(home).begins
+        drafts = count(1)
 
-        def begin(self, passes, now):
-            begins(self, passes, now)
-            if next(drafts) in (2, 3):
+        def late(event):
+            if isinstance(event, DraftAtHome) and next(drafts) in (2, 3):
                 world.clock.ahead_ms += late_ms
 
-        monkeypatch.setattr(type(home), "begins", begin)
-        took_ms = world.run()[0].elapsed_ms
-        monkeypatch.undo()
-        return took_ms
+        world = World(Scenario(trace, (), home_shape=SHAPE, tokens=400, seed=1), late)
+        return world.run()[0].elapsed_ms
 
     assert elapsed(50.0) < 1.2 * elapsed(0.0)
 
@@ -149,7 +153,7 @@ def test_a_clock_that_jumps_an_hour_costs_a_moment(trace):
         def jump(_):
             world.clock.ahead_ms += jump_ms
             if jump_ms:  # all silent for so long: the session is over
-                world.env.timeout(300.0).callbacks.append(lambda _: world.remotes[0].reconnect(9))
+                world.env.timeout(300.0).callbacks.append(lambda _: world.remotes[0].reconnect())
 
         world.env.timeout(300.0).callbacks.append(jump)
         return world.run()[0].elapsed_ms

@@ -1,13 +1,10 @@
-"""In virtual time, too, every wait ends, whatever the policy answers and whoever is silent."""
+"""In virtual time, too, every wait ends, whatever happens and whoever is silent."""
 
-from math import inf, nan
+from math import inf
 
 import pytest
 
-from tests.serving.test_waits import Recited
-from wanspec_kernels.control.home_work import MAX_PASSES
-from wanspec_kernels.control.policies import EntropyGate, ExpectedGain, NeverLocal
-from wanspec_kernels.control.policy import MAX_WAIT_MS
+from wanspec_kernels.control.tuning import TUNING
 from wanspec_kernels.simulation.faults import Faults
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
@@ -15,13 +12,9 @@ from wanspec_kernels.simulation.synthetic import generate
 from wanspec_kernels.simulation.world import World
 
 TOKENS = 30
-TARGET_MS, HOME_MS = 30.0, 3.0
-MACHINES = {"target": Machine(TARGET_MS), "home": Machine(HOME_MS)}
-HOME, VERIFY = ("home", 1), ("verify",)
-
-
-def waits(*times_ms):
-    return [("wait", ms) for ms in times_ms]
+TARGET, HOME_MS = Machine(30.0), 3.0
+# A pass, the wait for remotes, and all the passes at home that a round may have.
+ROUND_MS = 30.0 * (1 + TUNING.max_wait_passes) + TUNING.max_home_passes * HOME_MS
 
 
 @pytest.fixture(scope="module")
@@ -41,40 +34,23 @@ def ends_within(world, ms):
     return found.statistics
 
 
-@pytest.mark.parametrize(
-    "answers",
-    [
-        waits(inf),
-        waits(nan),
-        waits(-1.0, 0.0),
-        waits(1e-9, 0.1),
-        waits(0.1, 33.3),
-        [*waits(inf), HOME],
-        [*waits(7.7), VERIFY],
-        [HOME],
-    ],
-    ids=repr,
-)
-@pytest.mark.parametrize("seed", range(4))
-def test_absurd_waits_end(trace, answers, seed):
+@pytest.mark.parametrize("home", [None, Machine(HOME_MS)], ids=["remotes", "home"])
+@pytest.mark.parametrize("seed", range(6))
+def test_every_wait_ends_whatever_happens(trace, home, seed):
     drafters = tuple(DrafterProfile(LinkProfile(ms)) for ms in (0.1, 21.7))
-    world = World(
-        Scenario(trace, drafters, policy=Recited(answers), tokens=TOKENS, seed=seed, **MACHINES)
-    )
+    world = World(Scenario(trace, drafters, home=home, target=TARGET, tokens=TOKENS, seed=seed))
     Faults(world, seed, ("kill", "join", "stop", "stall", "jump"))
-    round_ms = MAX_WAIT_MS + MAX_PASSES * HOME_MS + TARGET_MS
-    statistics = ends_within(world, TOKENS * round_ms)
-    jumped_ms = world.clock.ahead_ms
-    assert statistics.waited_ms <= MAX_WAIT_MS * statistics.target_passes + jumped_ms + 1e-6
+    # The first home drafts may be waited for in passes of which nothing is known yet.
+    ends_within(world, TOKENS * ROUND_MS)
 
 
-@pytest.mark.parametrize("policy", [ExpectedGain(), NeverLocal(), EntropyGate()], ids=repr)
+@pytest.mark.parametrize("home", [None, Machine(HOME_MS)], ids=["remotes", "home"])
 @pytest.mark.parametrize("clock_ms", [0.0, 3.6e6 / 7, 1e9 / 3])
-def test_a_silent_drafter_costs_bounded_waits(trace, policy, clock_ms):
+def test_a_silent_drafter_costs_bounded_waits(trace, home, clock_ms):
     drafters = (DrafterProfile(LinkProfile(3.3)),)
-    world = World(Scenario(trace, drafters, policy=policy, tokens=TOKENS, **MACHINES))
+    world = World(Scenario(trace, drafters, home=home, target=TARGET, tokens=TOKENS))
     world.clock.ahead_ms = clock_ms
-    world.remotes[0].session.round_trip_ms = 3.3
+    world.start()  # The drafter falls silent once it has been asked.
     world.remotes[0].stop(inf)
-    statistics = ends_within(world, TOKENS * (1.5 * TARGET_MS + 16 * HOME_MS))
+    statistics = ends_within(world, TOKENS * ROUND_MS)
     assert statistics.remote_tokens_accepted == 0

@@ -6,10 +6,20 @@ import pytest
 import simpy
 
 from drafter.growth import GrowthShape
-from wanspec_kernels.control.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
+from drafter.home import HOME_SHAPE
 from wanspec_kernels.simulation.link import LinkProfile, OneWay
-from wanspec_kernels.simulation.machine import Batcher
-from wanspec_kernels.simulation.measures import best_chain, best_tree, measure, plain
+from wanspec_kernels.simulation.machine import Accelerator
+from wanspec_kernels.simulation.measures import (
+    CHAIN,
+    best_chain,
+    best_tree,
+    in_step,
+    measure,
+    plain,
+    tree_candidates,
+)
+from wanspec_kernels.simulation.profiles import H200_1B, H200_8B
+from wanspec_kernels.simulation.rounds import Rounds
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
 from wanspec_kernels.simulation.synthetic import generate
 from wanspec_kernels.simulation.traces import load
@@ -25,9 +35,7 @@ def near(round_trip_ms=10.0, **link):
     return DrafterProfile(LinkProfile(round_trip_ms, **link))
 
 
-@pytest.mark.parametrize(
-    "policy", [NeverLocal(), AlwaysLocal(4), EntropyGate(), ExpectedGain()], ids=lambda p: type(p)
-)
+@pytest.mark.parametrize("home", [None, Machine(3.0)], ids=["remotes", "home"])
 @pytest.mark.parametrize(
     "link",
     [
@@ -37,8 +45,8 @@ def near(round_trip_ms=10.0, **link):
     ],
     ids=["near", "lossy", "stalling"],
 )
-def test_the_text_is_the_targets_own(trace, policy, link):
-    scenario = Scenario(trace, (DrafterProfile(link),), policy=policy, tokens=80)
+def test_the_text_is_the_targets_own(trace, home, link):
+    scenario = Scenario(trace, (DrafterProfile(link),), home=home, tokens=80)
     assert measure(scenario).exact
 
 
@@ -61,10 +69,11 @@ def test_plain_decoding_takes_a_pass_a_token(trace):
     assert (alone.tokens_per_pass, alone.local_passes, alone.wire_bytes) == (1.0, 0.0, 0.0)
 
 
-def test_a_round_of_always_local_takes_its_passes_and_the_targets(trace):
-    found = measure(Scenario(trace, policy=AlwaysLocal(3), tokens=60))
-    assert found.latency_ms * found.tokens_per_pass == pytest.approx(39.0, rel=0.05)
-    assert found.local_passes * found.tokens_per_pass == pytest.approx(3.0, rel=0.1)
+def test_a_round_takes_its_passes_and_the_targets(trace):
+    found = measure(Rounds(Scenario(trace, tokens=60), 3, HOME_SHAPE))
+    assert found.exact
+    assert found.latency_ms * found.tokens_per_pass == pytest.approx(39.0, rel=0.01)
+    assert found.local_passes * found.tokens_per_pass == pytest.approx(3.0, rel=0.01)
 
 
 def test_the_best_tree_is_no_worse_than_the_best_chain(trace):
@@ -75,16 +84,19 @@ def test_the_best_tree_is_no_worse_than_the_best_chain(trace):
 
 
 def test_rows_cost_what_they_cost(trace):
-    free = measure(Scenario(trace, policy=AlwaysLocal(4), tokens=60))
-    dear = measure(Scenario(trace, policy=AlwaysLocal(4), tokens=60, target=Machine(30.0, 1.0)))
-    assert dear.latency_ms > free.latency_ms + 0.5 * (free.rows_per_pass - 1) / free.tokens_per_pass
+    free, dear = Scenario(trace, tokens=60), Scenario(trace, tokens=60, target=Machine(30.0, 1.0))
+    rounds = [measure(Rounds(one, 4, HOME_SHAPE)) for one in (free, dear)]
+    more_ms = (rounds[0].rows_per_pass - 1) / rounds[0].tokens_per_pass
+    assert rounds[1].latency_ms == pytest.approx(rounds[0].latency_ms + more_ms, rel=0.01)
+    # The scheduler learns it, and takes fewer.
+    assert measure(dear).rows_per_pass < 0.5 * measure(free).rows_per_pass
 
 
 def test_a_near_drafter_saves_home_passes_at_no_more_latency(trace):
-    alone = measure(Scenario(trace, policy=AlwaysLocal(6), tokens=300))
+    alone = measure(Rounds(Scenario(trace, tokens=300), 6, HOME_SHAPE))
     helped = measure(Scenario(trace, (near(),), tokens=300))
     assert helped.latency_ms < alone.latency_ms
-    assert helped.local_passes < 0.3 * alone.local_passes
+    assert helped.local_passes < 0.5 * alone.local_passes
     far = measure(Scenario(trace, (near(150.0),), tokens=300))
     assert far.latency_ms > helped.latency_ms
 
@@ -95,17 +107,77 @@ def test_requests_share_machines(trace):
     assert many.hot_ms < measure(Scenario(trace, (near(),), tokens=40)).hot_ms
 
 
-def test_a_machine_waits_for_who_is_nearly_ready_and_no_longer():
-    """Three jobs, of which the second is ready in time for the first's pass."""
+def test_requests_that_come_later_take_part_from_then_on(trace):
+    one = Scenario(trace, home=None, requests=3, tokens=20, arrivals_ms=(0.0, 0.0, 90.0))
+    world = World(one)
+    runs = world.run()
+    assert all(run.token_ids == run.expected_ids for run in runs)
+    # Nobody drafts, so each has a token in every pass of 30 ms from its arrival on.
+    assert [run.elapsed_ms for run in runs] == pytest.approx([600.0] * 3, abs=30.1)
+    assert world.env.now == pytest.approx(690.0, abs=30.1)
+    assert {each.requests for each in world.record.passes} == {1, 2, 3}
+    with pytest.raises(ValueError, match="arrivals_ms: expected at most 1, one a request, got 2"):
+        replace(one, requests=1, arrivals_ms=(0.0, 1.0))
+
+
+def test_a_restart_goes_on_with_the_texts(trace):
+    world = World(Scenario(trace, (near(),), requests=2, tokens=40, arrivals_ms=(0.0, 150.0)))
+    for at_ms in (100.0, 200.0):
+        world.env.timeout(at_ms).callbacks.append(lambda _: world.restart())
+    for run in world.run():
+        assert run.token_ids == run.expected_ids
+        assert len(run.token_ids) == 40
+
+
+def test_drafters_that_are_shared_have_a_part_of_the_requests_each(trace):
+    world = World(
+        Scenario(trace, (near(), near()), shares_drafters=True, requests=3, tokens=20, home=None)
+    )
+    world.start()
+    world.env.run(until=20.0)
+    assert [remote.drafter.requests for remote in world.remotes] == [(1, 3), (2,)]
+
+
+def test_more_requests_get_fewer_rows_each(trace):
+    def rows(requests):
+        one = Scenario(
+            load("bundled"), target=H200_8B, home=H200_1B, requests=requests, context=2048,
+            tokens=40,
+        )  # fmt: skip
+        return measure(one).rows_per_pass
+
+    one, some, many = rows(1), rows(8), rows(64)
+    assert one > 2 * some > 2 * many
+    assert many > 1.5
+
+
+def test_a_batch_is_tuned_over_rows_too(trace):
+    many = Scenario(trace, target=H200_8B, home=H200_1B, requests=32, context=2048, tokens=20)
+    candidates = tree_candidates(many, depths=(2, 4))
+    assert {c.rows for c in candidates} == {3, 4, 6, 8, 12, 16, 32}
+    assert CHAIN in {c.shape for c in candidates}
+    assert in_step(many).requests == 1
+    # In step, one of the requests sees the machine as all of them take it.
+    assert in_step(many).target.time_ms(4, 100) == pytest.approx(H200_8B.time_ms(128, 3200))
+
+
+def test_an_accelerator_runs_one_pass_at_a_time():
     env = simpy.Environment()
-    machine = Batcher(env, Machine(30.0), 8, gather_ms=12.0, expected=lambda: 3)
-    ended = {}
-    for at_ms in (0.0, 5.0, 40.0):
-        env.timeout(at_ms).callbacks.append(
-            lambda _, at=at_ms: machine.submit(1, lambda: ended.setdefault(at, env.now))
+    machine, seen = Accelerator(env), []
+    for at_ms, took_ms in ((0.0, 30.0), (5.0, 3.0), (40.0, 30.0)):
+        env.timeout(at_ms, took_ms).callbacks.append(
+            lambda timeout: machine.run(
+                timeout.value,
+                lambda: seen.append(("ended", env.now)),
+                lambda: seen.append(("began", env.now)),
+            )
         )
     env.run()
-    assert ended == {0.0: 42.0, 5.0: 42.0, 40.0: 84.0}
+    assert sorted(seen, key=lambda each: (each[1], each[0])) == [
+        ("began", 0.0), ("began", 30.0), ("ended", 30.0), ("ended", 33.0),
+        ("began", 40.0), ("ended", 70.0),
+    ]  # fmt: skip
+    assert machine.busy_ms == 63.0
 
 
 def test_a_link_delays_queues_and_stalls():
@@ -149,7 +221,7 @@ def test_a_drafter_that_is_always_late_is_asked_for_less(trace):
         DrafterProfile(LinkProfile(ms), shape=GrowthShape(32, max_children=16), max_nodes=512)
         for ms in (10.0, 16.0)
     )
-    both = Scenario(trace, (first, double), policy=NeverLocal(), tokens=600)
+    both = Scenario(trace, (first, double), home=None, tokens=600)
     alone = measure(replace(both, drafters=(first,)))
     found = measure(both)
     assert found.exact
@@ -172,7 +244,7 @@ def test_a_link_that_stalled_when_measured_slows_a_run(trace):
     calm = LinkProfile(10.0, up_ms=(0.0,) * 50, down_ms=(0.0,) * 50, measured_every_ms=4.0)
     rough = replace(calm, up_ms=(0.0,) * 25 + (80.0,) * 25)
     found = [
-        measure(Scenario(trace, (DrafterProfile(link),), policy=NeverLocal(), tokens=60))
+        measure(Scenario(trace, (DrafterProfile(link),), home=None, tokens=60))
         for link in (LinkProfile(10.0), calm, rough)
     ]
     assert found[0] == found[1]
@@ -184,7 +256,7 @@ def test_a_drafter_with_a_better_model_serves_better(trace):
     small = generate(0.7)
     link = LinkProfile(30.0)
     found = [
-        measure(Scenario(small, (drafter,), policy=NeverLocal(), tokens=50))
+        measure(Scenario(small, (drafter,), home=None, tokens=50))
         for drafter in (
             DrafterProfile(link),
             DrafterProfile(link, trace=small),
@@ -221,7 +293,7 @@ def test_what_a_drafter_sends_a_second_is_measured(trace):
 def test_a_narrow_link_is_not_filled_with_what_is_stale(trace, mbit):
     """It takes a tenth, or less, of what the drafter could send: the likeliest goes."""
     link = LinkProfile(20.0, bandwidth_mbit=mbit)
-    found = measure(Scenario(trace, (DrafterProfile(link),), policy=NeverLocal(), tokens=150))
+    found = measure(Scenario(trace, (DrafterProfile(link),), home=None, tokens=150))
     assert found.exact
     assert found.latency_ms < 20.0  # 30 without any draft
     assert found.up_mbit < mbit
@@ -230,16 +302,11 @@ def test_a_narrow_link_is_not_filled_with_what_is_stale(trace, mbit):
 def idle(trace, max_nodes):
     """A drafter that grows its tree at once, for a target that takes an hour a pass."""
     fast = DrafterProfile(LinkProfile(150.0), machine=Machine(0.1), max_nodes=max_nodes)
-    return World(
-        Scenario(trace, (fast,), policy=NeverLocal(), target=Machine(3.6e6), home=None, tokens=100)
-    )
+    return World(Scenario(trace, (fast,), target=Machine(3.6e6), home=None, tokens=100))
 
 
 def run_until(world, at_ms):
-    for number, serving in world.servings.items():
-        world.generations[number] = serving.generation
-        world.remotes[0].update(serving.generation)
-        serving.start()
+    world.start()
     world.env.run(until=at_ms)
 
 
@@ -254,9 +321,12 @@ def test_an_idle_drafter_sends_its_tree_by_the_pace_alone(trace):
 def test_an_idle_drafter_does_not_spin_while_its_window_is_full(trace):
     world = idle(trace, max_nodes=2048)
     remote = world.remotes[0]
-    rounds, send_drafts = [], remote._send_drafts
-    remote._send_drafts = lambda: (rounds.append(world.env.now), send_drafts())
+    world.env.run(until=250.0)  # the greeting
+    world.start()
+    world.env.run(until=350.0)  # The request is on its way, or there.
     remote.up.stall(1e9)
-    run_until(world, 2000.0)
+    world.env.run(until=900.0)
+    before = remote.num_rounds
+    world.env.run(until=2300.0)
     assert (remote.drafter.busy, remote.drafter.num_unsent > 0) == (False, True)
-    assert sum(at > 300.0 for at in rounds) < 30
+    assert 0 < remote.num_rounds - before < 30

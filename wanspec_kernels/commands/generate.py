@@ -151,7 +151,7 @@ def generate(
     from wanspec_kernels.engine.request import Request
     from wanspec_kernels.engine.stream import PassFailedError
     from wanspec_kernels.models import resolve_device, resolve_model
-    from wanspec_kernels.serving.endpoint import check_bind
+    from wanspec_kernels.serving.drafters import check_bind
 
     # What can be found out at once is, for a large model takes minutes to load.
     with naming("--key"):

@@ -54,6 +54,14 @@ def plan(
         int | None,
         whole("Each of the best settings runs this many times, on other texts.", 3, 64),
     ] = None,
+    requests: Annotated[
+        int | None,
+        whole(
+            "This many requests are decoded at a time, in place of the file's target.requests.",
+            1,
+            256,
+        ),
+    ] = None,
     workers: Annotated[int, whole("This many processes simulate at a time.", 1, 1024)] = (
         os.cpu_count() or 1
     ),
@@ -90,7 +98,7 @@ def plan(
 
     console = Console(stderr=json_, highlight=False)
     try:
-        inputs = read(file)
+        inputs = read(file, requests)
     except UnsupportedError as refusal:
         _refuse(refusal.reasons, json_)
     except (OSError, ValueError) as error:

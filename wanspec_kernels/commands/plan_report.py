@@ -15,7 +15,7 @@ from wanspec_kernels.planning.verdict import Expectation, Use, Verdict
 ASSUMES = (
     "All figures are the simulator's, in virtual time and for rule match. The 95 % intervals cover "
     "other texts and other spells of the links. They do not cover what the model leaves out: "
-    "machines that others use too, or that target and home drafter share; an engine's own time "
+    "machines that others use too; an engine's own time "
     "between passes; links at hours that were not probed."
 )
 
@@ -64,8 +64,8 @@ def advice(inputs: Inputs, study: Study, verdict: Verdict) -> str:
     if verdict.use is Use.fewer and expected.passes_ratio is not None:
         gain += f", and home makes {expected.passes_ratio.mean:.2f} times the draft passes"
     return (
-        f"Use {' and '.join(names)}: {gain}. Run `wanspec generate … --bind … --policy "
-        f"{chosen.policy} --rows {chosen.rows}` at the target, and `wanspec-drafter … --width "
+        f"Use {' and '.join(names)}: {gain}. Run `wanspec generate … --bind … --rows "
+        f"{chosen.rows}` at the target, and `wanspec-drafter … --width "
         f"{chosen.width} --max-nodes {NODES_A_WIDTH * chosen.width}` at {' and at '.join(names)}."
     )
 
@@ -100,8 +100,8 @@ def _cells(expected: Expectation) -> list[str]:
 
 def _settings(inputs: Inputs, candidate: Candidate) -> str:
     return (
-        f"{' and '.join(candidate.names(inputs))}, --policy {candidate.policy} --rows "
-        f"{candidate.rows}, --width {candidate.width}"
+        f"{' and '.join(candidate.names(inputs))}, --rows {candidate.rows}, "
+        f"--width {candidate.width}"
     )
 
 

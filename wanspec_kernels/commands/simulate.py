@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -14,13 +14,12 @@ from wanspec_kernels.command_line import choice, fail, naming, number, numbers, 
 from wanspec_kernels.commands.progress import progress_bar
 
 MAX_ROUND_TRIP_MS = 10_000.0
+TARGET_PASS_MS, HOME_PASS_MS, REMOTE_PASS_MS = 30.0, 3.0, 4.0
 
 
-class PolicyName(StrEnum):
-    never_local = "never-local"
-    always_local = "always-local"
-    entropy_gate = "entropy-gate"
-    expected_gain = "expected-gain"
+class Machines(StrEnum):
+    flat = "flat"
+    h200_8b = "h200-8b"
 
 
 def simulate(
@@ -38,27 +37,18 @@ def simulate(
             "drafter at all."
         ),
     ] = "30",
-    policy: Annotated[
-        PolicyName,
-        choice(
-            "The policy decides, when the target falls free, whether to verify what is here, to "
-            "wait for remote drafters or to draft at home.",
-            PolicyName,
-            "POLICY",
+    home: Annotated[
+        bool,
+        typer.Option(help="Whether the draft model also runs beside the target, on its GPU."),
+    ] = True,
+    share_drafters: Annotated[
+        bool,
+        typer.Option(
+            "--share-drafters",
+            help="Each text has one of the remote drafters, in turn. Without this option all of "
+            "them draft for every text.",
         ),
-    ] = PolicyName.expected_gain,
-    home_passes: Annotated[
-        int,
-        whole(
-            "always-local and entropy-gate make this many draft passes at home in a round, which "
-            "is what leads to one pass of the target.",
-            1,
-        ),
-    ] = 5,
-    pass_price: Annotated[
-        float | None,
-        number("expected-gain takes a draft pass at home to cost this many tokens.", 0),
-    ] = None,
+    ] = False,
     jitter_ms: Annotated[
         float, number("A message takes up to this many ms longer, each way.", 0, 60_000)
     ] = 0.0,
@@ -73,23 +63,67 @@ def simulate(
     stall_every_ms: Annotated[
         float, number("This many ms lie between the beginnings of two stalls.", 1)
     ] = 20_000.0,
+    machines: Annotated[
+        Machines,
+        choice(
+            "Passes take what the four options below say (flat), or what was measured of an 8B "
+            "target on an H200, with draft models of 1B (h200-8b).",
+            Machines,
+            "MACHINES",
+        ),
+    ] = Machines.flat,
     target_pass_ms: Annotated[
-        float,
-        number("A pass of the target over one row, or token, takes this many ms.", 0.01, 60_000),
-    ] = 30.0,
+        float | None,
+        number(
+            "A pass of the target over one row, or token, takes this many ms; without this option, "
+            f"{TARGET_PASS_MS:g}.",
+            0.01,
+            60_000,
+        ),
+    ] = None,
     target_row_ms: Annotated[
-        float, number("It takes this many ms more for each row more.", 0, 60_000)
-    ] = 0.0,
+        float | None,
+        number(
+            "It takes this many ms more for each row more; without this option, none.", 0, 60_000
+        ),
+    ] = None,
     home_pass_ms: Annotated[
-        float, number("A pass of the draft model at home takes this many ms.", 0.01, 60_000)
-    ] = 3.0,
+        float | None,
+        number(
+            "A pass of the draft model at home takes this many ms; without this option, "
+            f"{HOME_PASS_MS:g}.",
+            0.01,
+            60_000,
+        ),
+    ] = None,
     remote_pass_ms: Annotated[
-        float, number("A pass of a remote drafter takes this many ms.", 0.01, 60_000)
-    ] = 4.0,
+        float | None,
+        number(
+            "A pass of a remote drafter takes this many ms; without this option, "
+            f"{REMOTE_PASS_MS:g}.",
+            0.01,
+            60_000,
+        ),
+    ] = None,
+    remote_rows: Annotated[
+        int,
+        whole(
+            "A pass of a remote drafter expands this many nodes, which its texts share.", 1, 4096
+        ),
+    ] = 128,
+    context: Annotated[
+        int,
+        whole(
+            "Each text has this many tokens before it, which cost time with --machines h200-8b.",
+            0,
+            1_000_000,
+        ),
+    ] = 0,
     max_rows: Annotated[
-        int, whole("The target verifies this many tokens in one pass at most.", 1, 1024)
+        int,
+        whole("The target verifies this many tokens of a text in one pass at most.", 1, 1024),
     ] = 64,
-    requests: Annotated[int, whole("This many texts are written at a time.", 1, 1024)] = 1,
+    requests: Annotated[int, whole("This many texts are written at a time.", 1, 256)] = 1,
     tokens: Annotated[int, whole("Each text has this many tokens.", 1)] = 1000,
     seed: Annotated[
         int, whole("Another seed chooses other texts, and other moments of a link.", 0)
@@ -107,13 +141,14 @@ def simulate(
 ) -> None:
     """Say how fast a target and drafters would be over links that you describe.
 
-    Nothing is waited for: the verifier and the drafters are the real ones, but models, links and
+    Nothing is waited for: the scheduler and the drafters are the real ones, but models, links and
     the clock are simulated. Home is the draft model beside the target; the others are remote.
     """
     from wanspec_kernels.engine.request import Limits
     from wanspec_kernels.simulation import measures
     from wanspec_kernels.simulation.link import LinkProfile
-    from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
+    from wanspec_kernels.simulation.profiles import H200_1B, H200_8B
+    from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario, shape_of
     from wanspec_kernels.simulation.traces import load
 
     round_trips: tuple[float, ...] = ()
@@ -136,22 +171,41 @@ def simulate(
         )
         for value in round_trips
     ]
+    given = {
+        "--target-pass-ms": target_pass_ms,
+        "--target-row-ms": target_row_ms,
+        "--home-pass-ms": home_pass_ms,
+        "--remote-pass-ms": remote_pass_ms,
+    }
+    if machines is Machines.flat:
+        target = Machine(target_pass_ms or TARGET_PASS_MS, target_row_ms or 0.0)
+        at_home, remote = (
+            Machine(home_pass_ms or HOME_PASS_MS),
+            Machine(remote_pass_ms or REMOTE_PASS_MS),
+        )
+    else:
+        for option, value in given.items():
+            if value is not None:
+                fail(f"{option}: expected --machines flat with it, got {machines.value}")
+        target, at_home, remote = H200_8B, H200_1B, H200_1B
+    seats = -(-requests // max(1, len(links))) if share_drafters else requests
     try:
         scenario = Scenario(
             recorded,
-            tuple(DrafterProfile(link, Machine(remote_pass_ms)) for link in links),
-            policy=_policy(policy, home_passes, pass_price),
-            target=Machine(target_pass_ms, target_row_ms),
-            home=Machine(home_pass_ms),
+            tuple(DrafterProfile(link, remote, shape_of(remote_rows, seats)) for link in links),
+            shares_drafters=share_drafters,
+            target=target,
+            home=at_home if home else None,
             limits=Limits(max_rows=max_rows),
             requests=requests,
+            context=context,
             tokens=tokens,
             seed=seed,
         )
     except ValueError as error:
         fail(error)
     console = Console(stderr=json_, highlight=False)
-    report: dict[str, Any] = {"seed": seed, "trace": scenario.trace.about, "policy": policy.value}
+    report: dict[str, Any] = {"seed": seed, "trace": scenario.trace.about, "requests": requests}
 
     with progress_bar() as progress:
 
@@ -163,8 +217,9 @@ def simulate(
 
         ours = run("measures", 0.0, "the scenario", lambda: measures.measure(scenario))
         if baselines:
-            tree = run("best_tree", 0.2, "the best tree", lambda: measures.best_tree(scenario))
-            run("best_chain", 0.9, "the best chain", lambda: measures.best_chain(scenario))
+            alone = replace(scenario, home=at_home)
+            tree = run("best_tree", 0.2, "the best tree", lambda: measures.best_tree(alone))
+            run("best_chain", 0.9, "the best chain", lambda: measures.best_chain(alone))
             run("plain", 0.98, "the target alone", lambda: measures.plain(scenario))
             report["latency_ratio"] = ours.latency_ms / tree.measures.latency_ms
             report["local_passes_ratio"] = ours.local_passes / tree.measures.local_passes
@@ -202,29 +257,15 @@ def _compared(speed: float) -> str:
     return f"{abs(speed - 1):.0%} {'faster' if speed > 1 else 'slower'} than"
 
 
-def _policy(name: PolicyName, passes: int, price: float | None) -> Any:
-    from wanspec_kernels.control.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
-
-    match name:
-        case PolicyName.never_local:
-            return NeverLocal()
-        case PolicyName.always_local:
-            return AlwaysLocal(passes)
-        case PolicyName.entropy_gate:
-            return EntropyGate(passes=passes)
-        case PolicyName.expected_gain:
-            return ExpectedGain() if price is None else ExpectedGain(pass_price=price)
-
-
 _LINES = (
     ("latency, ms a token", "latency_ms", "{:.2f}"),
     ("95th percentile", "p95_ms", "{:.1f}"),
     ("draft passes at home a token", "local_passes", "{:.3f}"),
-    ("of those, while the target ran", "ahead_passes", "{:.3f}"),
-    ("tokens a target pass", "tokens_per_pass", "{:.2f}"),
-    ("rows a target pass", "rows_per_pass", "{:.1f}"),
+    ("tokens a second, all texts", "tokens_per_s", "{:.0f}"),
+    ("tokens of a text a target pass", "tokens_per_pass", "{:.2f}"),
+    ("rows of a text a target pass", "rows_per_pass", "{:.1f}"),
     ("target passes without home", "hit_rate", "{:.0%}"),
-    ("waited, ms a token", "waited_ms", "{:.2f}"),
+    ("the GPU was idle, ms a token", "waited_ms", "{:.2f}"),
     ("drafted nodes not accepted", "waste", "{:.1%}"),
     ("on the wire, bytes a token", "wire_bytes", "{:.0f}"),
     ("accelerator time here, ms a token", "hot_ms", "{:.2f}"),
@@ -239,7 +280,7 @@ def _table(report: dict[str, Any]) -> Table:
             columns.append((f"{name.replace('_', ' ')}, {best['passes']}", best["measures"]))
     if "plain" in report:
         columns.append(("target alone", report["plain"]))
-    table = Table(title=f"wanspec simulate: {report['policy']}, seed {report['seed']}")
+    table = Table(title=f"wanspec simulate: texts {report['requests']}, seed {report['seed']}")
     table.add_column("")
     for title, _ in columns:
         table.add_column(title, justify="right")

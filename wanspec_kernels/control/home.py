@@ -4,12 +4,9 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from wanspec_kernels.control.pass_times import PassTimes
+from wanspec_kernels.control.tuning import TUNING, Tuning
 from wanspec_kernels.wire import Draft
 
-PATIENCE_PASSES = 2.0  # of the target, that a draft pass is waited for
-FIRST_GUESS = 0.125  # of a pass of the target, for one at home
-MOST_NEWS = 32  # tokens that a pass takes in beside drafting; where there are more, it reads
-RETRY, MAX_RETRY = 32, 1024  # passes of the target without home before it is tried again
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # requests of a draft pass
 
 
@@ -32,25 +29,25 @@ class DraftAtHome:
 class Home:
     """At most one draft pass is under way.
 
-    A pass that reads text, such as a prompt, takes longer than those after it, and says nothing of
-    them. A home that was found too slow to be worth its time is tried again after a while, and
-    each time after twice as long: what slowed it down may be over.
+    One that takes longer than it is waited for counts for as long as that. Home is then not asked,
+    as nothing that slow pays, but it may only have been warming up: it is tried again, soon at
+    first and each time twice as late. One that reads text, such as a prompt, takes longer than
+    those after it and says nothing of them.
     """
 
-    def __init__(self) -> None:
-        self.times = PassTimes(sizes=SIZES)
+    def __init__(self, tuning: Tuning = TUNING) -> None:
+        self._tuning = tuning
+        self._times = PassTimes(sizes=SIZES, tuning=tuning)
         self.passes = 0
         self.asked: frozenset[int] = frozenset()  # whose drafts are under way
         self._spent: set[int] = set()  # whom another pass brings nothing, until their next commit
         self._began_ms: float | None = None
         self.until_ms = 0.0  # how long the pass under way is waited for
-        self._is_known = False
         self._read: dict[int, int] = {}  # tokens that it has read of each request's text
         self._reading: dict[int, int] = {}  # and will have after the pass under way
         self._unsettled: tuple[int, float] | None = None  # size and begin of the last pass
-        self._is_reading = False  # The pass under way takes in more than news.
-        self._passed_over = 0  # passes of the target since its last one
-        self._retry = RETRY
+        self._samples = self._retries = 0
+        self._ended_ms = self._last_ms = 0.0
 
     @property
     def is_busy(self) -> bool:
@@ -59,10 +56,23 @@ class Home:
     def has_more_for(self, request: int) -> bool:
         return request not in self._spent
 
-    def pass_ms(self, requests: int, target_ms: float) -> float:
-        if not self._is_known or self._passed_over >= self._retry:
-            return FIRST_GUESS * target_ms
-        return self.times.ms(requests, 0)
+    def pass_ms(self, requests: int, target_ms: float, now: float) -> float:
+        """What a draft pass for so many is expected to take."""
+        if self._samples and now - self._ended_ms > self._retry_ms:
+            self._times = PassTimes(sizes=SIZES, tuning=self._tuning)
+            self._samples = 0
+            self._retries += 1
+        if not self._samples:
+            return self._tuning.first_home_share * target_ms
+        return self._times.ms(requests, 0)
+
+    @property
+    def _retry_ms(self) -> float:
+        t = self._tuning
+        after = t.home_retry
+        if self._samples < t.pass_samples:
+            after = min(after, t.first_home_retry * 2**self._retries)
+        return after * self._last_ms
 
     def is_awaited(self, now: float) -> bool:
         """A pass is under way, and has not taken longer than it is waited for."""
@@ -71,43 +81,43 @@ class Home:
     def begins(self, jobs: DraftAtHome, target_ms: float, now: float) -> None:
         self.asked = frozenset(job.request for job in jobs.jobs)
         self._reading = {job.request: len(job.token_ids) for job in jobs.jobs}
-        self._is_reading = any(
-            length - self._read.get(request, 0) > MOST_NEWS
-            for request, length in self._reading.items()
-        )
-        self._began_ms, self.until_ms = now, now + PATIENCE_PASSES * target_ms
-        if self._passed_over >= self._retry:
-            self.times, self._is_known = PassTimes(sizes=SIZES), False
-            self._retry = min(2 * self._retry, MAX_RETRY)
-        elif self._is_known:
-            self._retry = RETRY
-        self._passed_over = 0
+        self._began_ms, self.until_ms = now, now + self._tuning.home_patience_passes * target_ms
 
     def ends(self, now: float, unread: Set[int] = frozenset()) -> None:
         """The pass under way has ended; of the `unread` requests it has not read all the text."""
         assert self._began_ms is not None
-        if not self._is_reading and not unread:
+        if not unread and not self._has_read():
             self._unsettled = (len(self.asked), self._began_ms)
         for request, length in self._reading.items():
             if request not in unread:
                 self._read[request] = length
+        self._reading = {}
         self._began_ms = None
         self.asked = frozenset()
         self.passes += 1
 
     def settle(self, now: float) -> None:
         """What the last pass brought has been merged: what it cost counts up to here."""
-        if self._unsettled is not None:
-            size, began_ms = self._unsettled
-            self.times.observe(size, 0, now - began_ms)
-            self._unsettled, self._is_known = None, True
+        if self._unsettled is None:
+            return
+        size, began_ms = self._unsettled
+        self._unsettled = None
+        self._last_ms = max(1e-3, min(now, self.until_ms) - began_ms)
+        self._times.observe(size, 0, self._last_ms)
+        self._ended_ms = now
+        self._samples += 1
+        if self._samples >= self._tuning.pass_samples:
+            self._retries = 0
+
+    def _has_read(self) -> bool:
+        """The pass under way has taken in more than news."""
+        return any(
+            length - self._read.get(request, 0) > self._tuning.most_news
+            for request, length in self._reading.items()
+        )
 
     def spent(self, request: int) -> None:
         self._spent.add(request)
-
-    def target_began(self) -> None:
-        """A pass of the target."""
-        self._passed_over += 1
 
     def went_on(self, request: int) -> None:
         """Its text did: there is something to draft again."""
@@ -117,3 +127,4 @@ class Home:
         """It has ended, or home has failed for it and would have to read its text anew."""
         self._spent.discard(request)
         self._read.pop(request, None)
+        self._reading.pop(request, None)

@@ -4,11 +4,9 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
+from wanspec_kernels.control.tuning import TUNING, Tuning
+
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-SAMPLES = 15  # of each size
-MAX_AGE = 1000  # A sample is forgotten after so many passes, so that a pause is not for ever.
-CONTEXT_FADING = 0.99
-LEAST_SPREAD = 20_000.0**2  # tokens²: contexts that differ less tell nothing of what context costs
 
 
 class PassTimes:
@@ -18,14 +16,21 @@ class PassTimes:
     has room for so many rows and costs the same when some are empty; it never falls. Of a size's
     samples the lower quartile counts, since a pause only ever adds to one. A size that was not
     tried lies on the line between its neighbours, on that of the two largest below it, or on that
-    from nothing to the smallest: it looks cheap until it has been tried.
+    from nothing to the smallest: it looks cheap until it has been tried, twice.
     """
 
-    def __init__(self, first_guess_ms: float = 30.0, sizes: Sequence[int] = SIZES) -> None:
+    def __init__(
+        self,
+        first_guess_ms: float = 30.0,
+        sizes: Sequence[int] = SIZES,
+        tuning: Tuning = TUNING,
+    ) -> None:
+        self._tuning = tuning
         self.sizes = tuple(sizes)
         self._first_guess_ms = first_guess_ms
         self._samples: dict[int, deque[tuple[int, float, float]]] = {}  # pass, context, ms
         self._passes = 0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=tuning.pass_samples)  # ms, rows
         self._spread = self._covariance = 0.0  # of contexts, and of times with them
         self._steps: list[float] | None = None
 
@@ -36,24 +41,43 @@ class PassTimes:
     def observe(self, rows: int, context: int, ms: float) -> None:
         """A pass of so many rows over so many tokens of context took so long."""
         self._passes += 1
-        samples = self._samples.setdefault(self.size_of(rows), deque(maxlen=SAMPLES))
+        self._recent.append((ms, rows))
+        tuning = self._tuning
+        samples = self._samples.setdefault(self.size_of(rows), deque(maxlen=tuning.pass_samples))
         if samples:
             mean_context = sum(c for _, c, _ in samples) / len(samples)
-            mean_ms = sum(each for _, _, each in samples) / len(samples)
+            middle_ms = sorted(each for _, _, each in samples)[len(samples) // 2]
             apart = context - mean_context
-            self._spread = CONTEXT_FADING * self._spread + apart * apart
-            self._covariance = CONTEXT_FADING * self._covariance + apart * (ms - mean_ms)
+            self._spread = tuning.context_fading * self._spread + apart * apart
+            longer = min(ms, self._most_ms(rows)) - middle_ms
+            self._covariance = tuning.context_fading * self._covariance + apart * longer
         samples.append((self._passes, float(context), ms))
         self._steps = None
 
     @property
     def context_ms(self) -> float:
         """Of one token of context."""
-        return max(0.0, self._covariance / (self._spread + LEAST_SPREAD))
+        return max(0.0, self._covariance / (self._spread + self._tuning.least_spread**2))
 
     def ms(self, rows: int, context: int) -> float:
         """Expected of a pass."""
         return self.steps()[self.size_of(rows)] + self.context_ms * context
+
+    @property
+    def typical_ms(self) -> float:
+        """Of the last passes, the lower quartile: how long one lasts that may be waited beside."""
+        return self._typical[0]
+
+    @property
+    def _typical(self) -> tuple[float, int]:
+        if not self._recent:
+            return self._first_guess_ms, 1
+        return sorted(self._recent)[len(self._recent) // 4]
+
+    def _most_ms(self, rows: int) -> float:
+        """What takes longer was a pause: no pass takes more than in proportion to its rows."""
+        ms, typical_rows = self._typical
+        return self._tuning.max_round_passes * ms * max(1.0, rows / typical_rows)
 
     def row_ms(self, rows: int) -> float:
         """Of one row more, on average up to twice as many."""
@@ -68,13 +92,16 @@ class PassTimes:
     def _fit(self) -> list[float]:
         slope = self.context_ms
         blocks: list[tuple[float, int, list[int]]] = []  # ms, samples, sizes that share them
+        # Once slow may have been a pause; a size that was tried once is tried again.
+        least = 2 if any(len(samples) > 1 for samples in self._samples.values()) else 1
         for size in sorted(self._samples):
             samples = self._samples[size]
-            while samples and self._passes - samples[0][0] > MAX_AGE:
+            while samples and self._passes - samples[0][0] > self._tuning.pass_max_age:
                 samples.popleft()
-            if not samples:
+            most_ms = self._most_ms(self.sizes[size])
+            times = sorted(ms - slope * context for _, context, ms in samples if ms <= most_ms)
+            if len(times) < least:
                 continue
-            times = sorted(ms - slope * context for _, context, ms in samples)
             block = (times[len(times) // 4], len(times), [size])
             while blocks and blocks[-1][0] > block[0]:  # more rows never take less: they share
                 ms, count, members = blocks.pop()

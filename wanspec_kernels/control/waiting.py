@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
+from wanspec_kernels.control.tuning import TUNING, Tuning
 from wanspec_kernels.drafts.replies import Arrival
-
-LEAST_WAIT_MS = 0.1  # Shorter ones could follow each other without end, for want of digits.
-MAX_LEVELS = 16  # looked ahead, of each drafter's tree
 
 
 def best_wait_ms(
@@ -15,6 +13,7 @@ def best_wait_ms(
     tokens_per_ms: float,
     left_ms: float,
     now: float,
+    tuning: Tuning = TUNING,
 ) -> float | None:
     """For how long to wait until the next draft that is worth it; None: not at all.
 
@@ -26,10 +25,10 @@ def best_wait_ms(
     most = 0.0
     for arrival in arrivals:
         first_ms = arrival.next_ms - now
-        if not LEAST_WAIT_MS <= first_ms <= left_ms:  # past due: who knows when, or too late
+        if not tuning.least_wait_ms <= first_ms <= left_ms:  # past due: who knows when, or too late
             continue
         gain = arrival.open_mass
-        for level in range(MAX_LEVELS):
+        for level in range(tuning.max_levels_ahead):
             gain *= coverage
             ms = first_ms + level * arrival.every_ms
             if ms > left_ms:

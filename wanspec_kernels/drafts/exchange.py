@@ -19,6 +19,7 @@ from wanspec_kernels.wire import (
     MAX_DEPTH,
     MAX_MESSAGE_BYTES,
     MAX_PLAIN_BYTES,
+    MAX_PROMPT_TOKENS,
     Close,
     Draft,
     Error,
@@ -60,6 +61,7 @@ class _Asked:
     text: DraftedText
     sources: frozenset[int] = frozenset()  # who were chosen
     moved_ms: float = float("-inf")
+    is_too_long: bool = False  # for an OPEN: who does not follow it is not asked
 
 
 class Exchange:
@@ -160,6 +162,7 @@ class Exchange:
         """From now on remotes are asked to draft for a request."""
         if request not in self._asked:
             self._asked[request] = _Asked(self.texts[request])
+            self._judge_length(request)
             self._must_assign = True
 
     def commit(
@@ -168,6 +171,7 @@ class Exchange:
         """A request's text went on; see `DraftedText.commit`."""
         offenders = self.texts[request].commit(token_ids, drafted_by, now)
         self._stale.add(request)
+        self._judge_length(request)
         for source, reason in offenders.items():
             if source in self._peers:
                 self._quarantine(self._sessions[self._peers[source]].key, reason, now)
@@ -364,7 +368,30 @@ class Exchange:
             self._keeping_up[session.source].num_seats,
             session.round_trip_ms if distance is None else distance,
             self.sources.worths.credit(session.source),
-            session.declined(now),
+            session.declined(now) | self._too_long_for(session),
+        )
+
+    def _judge_length(self, request: int) -> None:
+        asked = self._asked.get(request)
+        if asked is None or asked.is_too_long:
+            return
+        length = len(asked.text.token_ids)
+        asked.is_too_long = length > MAX_PROMPT_TOKENS
+        if asked.is_too_long:
+            logger.warning(
+                "request %d: its text has %d tokens and OPEN holds %d at most: no remote drafter "
+                "that does not follow it already is asked",
+                request,
+                length,
+                MAX_PROMPT_TOKENS,
+            )
+
+    def _too_long_for(self, session: Session) -> frozenset[int]:
+        """Requests of which the drafter could not be told: they take none of its seats."""
+        return frozenset(
+            number
+            for number, asked in self._asked.items()
+            if asked.is_too_long and not session.knows(number)
         )
 
     def _update(self, text: DraftedText, source: int, now: float) -> None:
@@ -428,11 +455,8 @@ class Exchange:
         drafted.append(text)
         outcome = text.offer(session.source, draft, now)
         self._keeping_up[session.source].observe(outcome.kind)
-        self.events.emit(
-            events.Offered(
-                draft.request, session.source, outcome, len(draft.token_ids), draft.base_length
-            )
-        )
+        if self.events.wanted:
+            self.events.emit(events.Offered(session.source, draft, outcome))
         if outcome.kind is Kind.INVALID:
             self._quarantine(session.key, outcome.reason, now)
         return outcome.new_claims > 0

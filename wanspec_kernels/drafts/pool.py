@@ -14,7 +14,7 @@ from wanspec_kernels.drafts.selection import (
     select_expanded,
     select_likeliest,
 )
-from wanspec_kernels.drafts.worth import TRUSTED, Believed, Worths
+from wanspec_kernels.drafts.worth import Believed, Worths
 from wanspec_kernels.tree import Expansion
 from wanspec_kernels.wire import Draft, check_of
 from wanspec_kernels.wire.confidence import code_of
@@ -200,35 +200,6 @@ class Pool:
             (),
             bytes(codes),
         )
-
-    def follow(self, path: Sequence[int]) -> tuple[int, bool, frozenset[int]]:
-        """How far a path leads, whether nothing to count on hangs there, and who brought that."""
-        node, depth = self._trie.root, 0
-        for token in path:
-            child = node.children.get(token)
-            if child is None:
-                break
-            node, depth = child, depth + 1
-        is_open = credit_below(node, self.believed()) < TRUSTED
-        return depth, is_open, frozenset(node.sources)
-
-    def missed(self, path: Sequence[int]) -> list[bool | None]:
-        """For each token of a path that remotes of credit had drafted beside: did home hold it?
-
-        None: home had drafted nothing there.
-        """
-        found: list[bool | None] = []
-        node = self._trie.root
-        trusted = {source for source, b in self.believed().items() if b.credit >= TRUSTED}
-        for token in path:
-            child = node.children.get(token)
-            sources = {source for each in node.children.values() for source in each.sources}
-            if sources & trusted - {HOME} and (child is None or child.sources.keys() <= {HOME}):
-                found.append(child is not None if HOME in sources else None)
-            if child is None:
-                break
-            node = child
-        return found
 
     def content(self) -> dict[tuple[int, ...], tuple[frozenset[int], dict[int, Expansion]]]:
         """By path below the root: the sources, and their draws (tokens in place of indices)."""

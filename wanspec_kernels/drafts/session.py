@@ -183,10 +183,11 @@ class Session:
                     return [Commit(request.number, length, missing, request.check)]
         if not self._may_open(known, now):
             return []
-        held = sum(each.declined_ms is None for each in self._known.values())
-        if known is None and held >= self.hello.max_requests:
-            self.counters["over_capacity"] += 1
-            return []
+        if known is None:
+            held = sum(each.declined_ms is None for each in self._known.values())
+            if held >= self.hello.max_requests:
+                self.counters["over_capacity"] += 1
+                return []
         if length > MAX_PROMPT_TOKENS:
             self.counters["too_long"] += 1
             return []

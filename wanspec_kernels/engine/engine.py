@@ -10,11 +10,11 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from wanspec_kernels.control.home import DraftAtHome, HomeJob
+from wanspec_kernels.engine.events import Committed, Finished, FinishReason, News
 from wanspec_kernels.engine.output_text import OutputText
 from wanspec_kernels.engine.plan import PassPlan, Verdict
 from wanspec_kernels.engine.request import Request
-from wanspec_kernels.engine.scheduler import Committed, Event, Finished, Scheduler
-from wanspec_kernels.engine.sequence import FinishReason
+from wanspec_kernels.engine.scheduler import Scheduler
 from wanspec_kernels.engine.stream import Stream, Token
 from wanspec_kernels.wire import MAX_TREE_NODES, Draft, Open
 
@@ -25,6 +25,7 @@ HOME_CLOSES_S = 1.0  # what a home drafter at work is given to end when the engi
 HOST_TIMES = 1024  # kept, of the last passes
 
 T = TypeVar("T")
+_Drafted = tuple[dict[int, list[Draft] | None], BaseException | None]  # and why others failed
 
 
 class PassRunner(Protocol):
@@ -91,6 +92,7 @@ class Engine:
         self._drafters = drafters
         self._tokenizer = tokenizer
         self._known_at_home: set[int] = set()  # requests that it was told of
+        self._failed_at_home: set[int] = set()  # requests of which it was said that home failed
         self._streams: dict[int, Stream] = {}
         self._wake = asyncio.Event()
         self._target_worker = ThreadPoolExecutor(1, "wanspec-target")
@@ -98,11 +100,11 @@ class Engine:
         self._launching: asyncio.Future[float] | None = None  # done when the device has its work
         self._passing: asyncio.Future[tuple[list[Verdict], float]] | None = None
         self._failed: BaseException | None = None  # by what a launch did
-        self._undelivered: list[tuple[Event, BaseException | None]] = []
+        self._undelivered: list[tuple[News, BaseException | None]] = []
         # What the loop worked between a verdict and the next launch, without what it waited.
         self.host_ms: deque[float] = deque(maxlen=HOST_TIMES)
         self._host_s: float | None = None  # since the last verdict; None: launched
-        self._drafting: asyncio.Future[dict[int, list[Draft] | None]] | None = None
+        self._drafting: asyncio.Future[_Drafted] | None = None
         self._loop: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Engine":
@@ -126,10 +128,13 @@ class Engine:
             await asyncio.wait([self._drafting], timeout=HOME_CLOSES_S)
         if self._loop is not None:
             self._loop.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._loop
+            await asyncio.wait([self._loop])  # raises our own cancellation, and not the loop's
+            if self._loop.cancelled():
+                self._take_results()
             self._loop = None
         self._deliver()
+        for number in list(self.scheduler.sequences):  # if the loop has failed
+            self.scheduler.exchange.close(number, "failed")
         for stream in list(self._streams.values()):
             stream.end("cancelled")
         if self._drafters is not None:
@@ -250,14 +255,16 @@ class Engine:
             self._failed = None
             if error is None:
                 verdicts, ended_ms = passing.result()
-                self._add(self.scheduler.verdict(verdicts, _now_ms(), ended=ended_ms))
+                self._add(self.scheduler.verdict(verdicts, _now_ms(), ended_ms=ended_ms))
             else:
                 logger.error("a pass of the target failed", exc_info=error)
                 self._add(self.scheduler.failed(_now_ms()), error)
         if self._drafting is not None and self._drafting.done():
             drafting, self._drafting = self._drafting, None
-            drafts = drafting.result()
-            self._known_at_home -= self._asked_of_home() - drafts.keys()
+            drafts, home_error = drafting.result()
+            failed = self._asked_of_home() - drafts.keys()
+            self._known_at_home -= failed
+            self._log_home(failed, home_error)
             self.scheduler.drafted(drafts, _now_ms())
         return has_verdict
 
@@ -265,7 +272,14 @@ class Engine:
         assert self.scheduler.home is not None
         return self.scheduler.home.asked
 
-    def _add(self, events: list[Event], error: BaseException | None = None) -> None:
+    def _log_home(self, failed: frozenset[int], error: BaseException | None) -> None:
+        """Once for each request: a home drafter may fail in every round."""
+        new = failed & self.scheduler.sequences.keys() - self._failed_at_home
+        if new:
+            logger.error("home drafter: a draft failed", exc_info=error)
+        self._failed_at_home |= new
+
+    def _add(self, events: list[News], error: BaseException | None = None) -> None:
         self._undelivered += [(event, error) for event in events]
 
     def _deliver(self) -> None:
@@ -280,6 +294,7 @@ class Engine:
                         self._add(self.scheduler.stop(event.request, _now_ms()))
                         self._wake.set()
                 case Finished(number, reason):
+                    self._failed_at_home.discard(number)
                     if stream is not None:
                         self._end(stream, reason, error)
                     if self._home is not None and number in self._known_at_home:
@@ -319,21 +334,20 @@ def _result(runner: PassRunner) -> tuple[list[Verdict], float]:
     return verdicts, _now_ms()
 
 
-def _draft(
-    home: BatchDrafter, opens: list[Open], jobs: tuple[HomeJob, ...]
-) -> dict[int, list[Draft] | None]:
+def _draft(home: BatchDrafter, opens: list[Open], jobs: tuple[HomeJob, ...]) -> _Drafted:
     """In the worker's thread. What failed is closed: nobody knows what home still knows of it."""
+    found: dict[int, list[Draft] | None] = {}
+    failure: Exception | None = None
     try:
         for message in opens:
             home.open(message)
         found = home.draft_all([(job.request, job.token_ids, job.known) for job in jobs])
-    except Exception:
-        logger.exception("home drafter: a draft failed")
-        found = {}
+    except Exception as error:
+        failure = error
     for job in jobs:
         if job.request not in found:
             _close(home, job.request)
-    return found
+    return found, failure
 
 
 def _close(home: BatchDrafter, request: int) -> None:

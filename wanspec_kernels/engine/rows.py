@@ -7,12 +7,10 @@ from heapq import heappop, heappush
 from typing import TypeAlias
 
 from wanspec_kernels.control.pass_times import PassTimes
+from wanspec_kernels.control.tuning import TUNING, Tuning
 from wanspec_kernels.drafts.pool import Pool
 from wanspec_kernels.drafts.pool_node import PoolNode
 from wanspec_kernels.drafts.selection import LikelyTree, Selection
-
-LEAST_WORTH = 0.001  # tokens; a row that is worth less is not taken, however free it is
-ROWS_AHEAD = 256  # looked ahead for a step beyond which more rows pay again
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +96,7 @@ def choose_rows(
     max_rows: int,
     other_rows: int = 0,
     context: int = 0,
+    tuning: Tuning = TUNING,
 ) -> Chosen:
     """The rows that bring the most tokens over what their time is worth.
 
@@ -136,10 +135,11 @@ def choose_rows(
         charge = 1 if entry[-1] is not None else tree.candidate.pool.charge
         if tree.num_rows + charge > tree.candidate.max_rows or rows + charge > max_rows:
             continue
-        if worth < LEAST_WORTH:
+        if worth < tuning.least_row_worth:
             break
         if rows + charge > edge:
-            gain = _best_gain(times, tokens_per_ms, rows, min(max_rows, rows + ROWS_AHEAD), worth)
+            ahead = min(max_rows, rows + tuning.rows_ahead)
+            gain = _best_gain(times, tokens_per_ms, rows, ahead, worth)
             if tokens + gain - tokens_per_ms * times.ms(rows, context) <= best_value:
                 break
             edge = times.sizes[times.size_of(rows + charge)]

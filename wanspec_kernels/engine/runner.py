@@ -61,8 +61,11 @@ class Runner:
         rows = None
         if any(part.prefix for part in plan.parts):
             rows = self._on_device(_logit_rows(plan.parts))
+        runs = _runs(decided)
+        # Trees alone, and of one rule, are judged as they are run.
+        given = (tree, context_lens, page_table) if rows is None and len(runs) == 1 else None
         # Copies to the device wait for what it is at: all of them come before the pass.
-        trials = [self._trial(run) for run in _runs(decided)]
+        trials = [self._trial(run, given) for run in runs]
         logits = self._target.logits(tree, context_lens, page_table, rows=rows)
         pending = []
         start = 0
@@ -83,22 +86,30 @@ class Runner:
         pending, self._pending = self._pending, None
         return [verdict for each in pending() for verdict in each.verdicts()]
 
-    def _trial(self, parts: Sequence[Part]) -> "_Trial":
+    def _trial(
+        self, parts: Sequence[Part], given: tuple[DraftTree, Tensor, Tensor] | None
+    ) -> "_Trial":
+        """`given` are their trees, slots of their roots and pages, if these are there already."""
         device = self._target.device
         trees = [_tree_of(part) for part in parts]
-        tree = DraftTree.build([(t.token_ids, t.parents) for t in trees], device)
+        if given is None:
+            given = (
+                DraftTree.build([(t.token_ids, t.parents) for t in trees], device),
+                self._on_device([part.context_len + len(part.prefix) for part in parts]),
+                self._page_table([part.pages for part in parts]),
+            )
+        tree, root_slots, page_table = given
         draws = None
         if trees[0].expansions is not None:
             drawn = [t.expansions or () for t in trees]
             draws = Draws.build(drawn, tree, [t.replacement for t in trees])
-        roots = [part.context_len + len(part.prefix) for part in parts]
         return _Trial(
             parts,
             tree,
             draws,
             sampling_params([part.sampling for part in parts], device),
-            self._on_device(roots),
-            self._page_table([part.pages for part in parts]),
+            root_slots,
+            page_table,
             self._bitmask(parts),
         )
 

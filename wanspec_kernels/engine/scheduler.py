@@ -5,29 +5,41 @@ from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 
 from wanspec_kernels.control.home import DraftAtHome, Home, HomeJob
 from wanspec_kernels.control.odds import Odds, Rate
 from wanspec_kernels.control.pass_times import PassTimes
+from wanspec_kernels.control.tuning import TUNING, Tuning
 from wanspec_kernels.control.waiting import best_wait_ms
 from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.drafts.pool import HOME
 from wanspec_kernels.drafts.selection import Selection
+from wanspec_kernels.drafts.worth import TRUSTED
+from wanspec_kernels.engine.events import (
+    Admitted,
+    Committed,
+    Finished,
+    FinishReason,
+    HomeBegan,
+    HomeEnded,
+    News,
+    PassBegan,
+    PassEnded,
+    PassFailed,
+    Preempted,
+    Submitted,
+    Waited,
+)
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import Part, PassPlan, Verdict
 from wanspec_kernels.engine.request import Limits, Request, check_bitmask
 from wanspec_kernels.engine.rows import Candidate, Chosen, choose_rows
-from wanspec_kernels.engine.sequence import FinishReason, Sequence, State
+from wanspec_kernels.engine.sequence import Sequence, State
 from wanspec_kernels.wire import Draft
 
 logger = logging.getLogger(__name__)
-
-MAX_HOME_PASSES = 16  # between two passes of the target
-
-
-LEAST_MASS = 0.01  # A request whose path hardly runs out of its tree asks for no draft.
 
 
 class RefusedError(ValueError):
@@ -40,25 +52,6 @@ class SchedulerLimits:
     max_rows: int = 1024  # of one pass
     chunk_rows: int = 512  # of these, for text that is read
     max_queue: int = 1024  # requests that wait
-    max_wait_passes: float = 0.4  # of the target, that a round waits for drafts
-    home_price: float = 0.0  # of a millisecond of drafting, in milliseconds of the requests' time
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    request: int
-    token_ids: tuple[int, ...]
-    sources: tuple[int | None, ...]  # of each token: who drafted it; None: the target's own
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    request: int
-    reason: FinishReason
-
-
-Event = Committed | Finished
 
 
 @dataclass(slots=True)
@@ -67,6 +60,10 @@ class _Pass:
     selections: dict[int, Selection]
     context: int
     began_ms: float | None = None
+
+    @property
+    def requests(self) -> tuple[int, ...]:
+        return tuple(part.request for part in self.plan.parts)
 
 
 class Scheduler:
@@ -93,10 +90,13 @@ class Scheduler:
         exchange: Exchange | None = None,
         times: PassTimes | None = None,
         home: bool = False,
+        tuning: Tuning = TUNING,
     ) -> None:
+        self._tuning = tuning
         self.pages = pages
         self.exchange = exchange or Exchange(vocabulary=b"", vocab_size=vocab_size, now=0.0)
-        self.times = times or PassTimes()
+        self.events = self.exchange.events
+        self.times = times or PassTimes(tuning=tuning)
         self.sequences: dict[int, Sequence] = {}  # alive
         self.num_preempted = 0
         limits = limits or Limits()
@@ -109,16 +109,18 @@ class Scheduler:
         self._vocab_size = vocab_size
         self._numbers = count(1)
         self._deadlines: list[tuple[float, int]] = []  # a heap, with the requests' numbers
-        self._ended: list[Event] = []
+        self._ended: list[News] = []
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []  # in order of admission
         self._running: _Pass | None = None
         self._free_ms: float | None = None  # since when the target has been free, with work
+        self._has_waited = False  # since then, for drafts
         self._wake_ms: float | None = None
-        self.odds = Odds()
-        self.home = Home() if home else None
-        self._rate = Rate()
+        self.odds = Odds(tuning)
+        self.home = Home(tuning) if home else None
+        self._rate = Rate(tuning)
         self._home_passes = 0  # since the last pass of the target began
+        self._home_began_ms = 0.0
         self._before_home: tuple[float, float] | None = None  # what a pass was worth, and the mass
 
     @property
@@ -178,20 +180,22 @@ class Scheduler:
             heappush(self._deadlines, (sequence.deadline_ms, sequence.number))
         self._waiting.append(sequence)
         self._wake_ms = now
+        if self.events.wanted:
+            self.events.emit(Submitted(number, len(request.token_ids), now))
         return sequence
 
-    def cancel(self, number: int, now: float) -> list[Event]:
+    def cancel(self, number: int, now: float) -> list[News]:
         """End a request: at once, or with the pass that it takes part in. Unknown ones are over.
 
         Nothing that this pass decides is committed.
         """
         return self._end(number, "cancelled", now)
 
-    def stop(self, number: int, now: float) -> list[Event]:
+    def stop(self, number: int, now: float) -> list[News]:
         """As `cancel`, because its text has turned out to be complete."""
         return self._end(number, "stop", now)
 
-    def ended(self, now: float) -> list[Event]:
+    def ended(self, now: float) -> list[News]:
         """Who has ended since the last call without a verdict, such as by a deadline.
 
         Ask before each `step`. Whose deadline passes in a pass ends with it.
@@ -204,7 +208,7 @@ class Scheduler:
         ended, self._ended = self._ended, []
         return ended
 
-    def _end(self, number: int, reason: FinishReason, now: float) -> list[Event]:
+    def _end(self, number: int, reason: FinishReason, now: float) -> list[News]:
         sequence = self.sequences.get(number)
         if sequence is None:
             return []
@@ -244,6 +248,7 @@ class Scheduler:
         until_ms = self._wait_until(deciding, chosen, context, now)
         if until_ms is not None:
             self._wake_ms = until_ms
+            self._has_waited = True
             return None
         return self._begin(reading, deciding, chosen, context, now)
 
@@ -252,32 +257,37 @@ class Scheduler:
     ) -> DraftAtHome | None:
         """A draft pass at home, if what it may bring is worth everybody's time."""
         home = self.home
-        if home is None or home.is_busy or chosen.is_full or self._home_passes >= MAX_HOME_PASSES:
+        if home is None or home.is_busy or chosen.is_full:
             return None
-        target_ms = self.times.ms(1, context)
-        rate = self._rate.tokens_per_ms(len(deciding), target_ms)
+        if self._home_passes >= self._tuning.max_home_passes:
+            return None
+        target_ms = self.times.typical_ms
+        rate = self._tokens_per_ms(deciding, context)
         value = chosen.tokens - rate * chosen.ms
         if self._before_home is not None:
             before, mass = self._before_home
             self.odds.observe_level(value - before, mass)
             self._before_home = None
         open_mass = {
-            sequence.number: selection.open_mass
+            sequence.number: _open_to_home(selection)
             for sequence, selection in zip(deciding, chosen.selections, strict=True)
             if home.has_more_for(sequence.number)
         }
         mass = sum(open_mass.values())
-        cost = rate * home.pass_ms(len(open_mass), target_ms) * (1.0 + self._batch.home_price)
+        cost = rate * home.pass_ms(len(open_mass), target_ms, now) * (1.0 + self._tuning.home_price)
         if not open_mass or mass * self.odds.level_worth <= cost:
             return None
         self._before_home = (value, mass)
         jobs = [
             HomeJob(sequence.number, tuple(sequence.token_ids), _known(sequence, selection))
             for sequence, selection in zip(deciding, chosen.selections, strict=True)
-            if open_mass.get(sequence.number, 0.0) >= LEAST_MASS
+            if open_mass.get(sequence.number, 0.0) >= self._tuning.least_open_mass
         ]
         drafting = DraftAtHome(tuple(jobs))
         home.begins(drafting, target_ms, now)
+        self._home_began_ms = now
+        if self.events.wanted:
+            self.events.emit(HomeBegan(tuple(job.request for job in jobs), now))
         self._home_passes += 1
         return drafting
 
@@ -291,6 +301,8 @@ class Scheduler:
         asked = self.home.asked
         unread = {number for number, brought in drafts.items() if brought is None}
         self.home.ends(now, unread)
+        if self.events.wanted:
+            self.events.emit(HomeEnded(tuple(sorted(asked)), now - self._home_began_ms, now))
         for number in asked:
             sequence = self.sequences.get(number)
             if sequence is None:
@@ -312,13 +324,16 @@ class Scheduler:
         """The device has begun the pass that `step` gave out."""
         assert self._running is not None
         self._running.began_ms = now
+        if self.events.wanted:
+            running = self._running
+            self.events.emit(PassBegan(running.requests, running.plan.num_rows, now))
         for part in self._running.plan.parts:
             sequence = self.sequences[part.request]
             sequence.statistics.waited_ms += now - sequence.ready_ms
 
     def verdict(
-        self, verdicts: Many[Verdict], now: float, *, ended: float | None = None
-    ) -> list[Event]:
+        self, verdicts: Many[Verdict], now: float, *, ended_ms: float | None = None
+    ) -> list[News]:
         """The pass under way has ended, at `now` if it is not said when.
 
         Raises:
@@ -332,9 +347,12 @@ class Scheduler:
         if [verdict.request for verdict in verdicts] != expected:
             raise ValueError(f"verdict: expected those of {expected}, got others")
         self._running = None
-        pass_ms = (now if ended is None else ended) - running.began_ms
+        ended_ms = now if ended_ms is None else ended_ms
+        pass_ms = ended_ms - running.began_ms
+        if self.events.wanted:
+            self.events.emit(PassEnded(running.requests, running.plan.num_rows, pass_ms, ended_ms))
         self.times.observe(running.plan.num_rows, running.context, pass_ms)
-        events: list[Event] = []
+        events: list[News] = []
         for part in running.plan.parts:
             sequence = self.sequences[part.request]
             sequence.num_written += len(part.prefix)
@@ -355,27 +373,30 @@ class Scheduler:
                 # Of the text, what has slots: not yet its last token.
                 self.pages.written(part.request, sequence.token_ids[: sequence.num_written])
         assert self._free_ms is not None
-        self._rate.observe(tokens, len(verdicts), now - self._free_ms)
-        self.exchange.sources.round_ms = self.times.ms(running.plan.num_rows, running.context)
+        most_ms = self._tuning.max_round_passes * self.times.typical_ms
+        self._rate.observe(tokens, len(verdicts), min(now - self._free_ms, most_ms))
+        self.exchange.sources.round_ms = self.times.typical_ms
         self._free_ms = now if self._active else None
         self._wake_ms = now
         return events
 
-    def failed(self, now: float) -> list[Event]:
+    def failed(self, now: float) -> list[News]:
         """The pass under way raised: the requests that took part in it end."""
         assert self._running is not None
-        parts = self._running.plan.parts
+        requests = self._running.requests
         self._running = None
-        events: list[Event] = []
-        for part in parts:
-            sequence = self.sequences[part.request]
+        if self.events.wanted:
+            self.events.emit(PassFailed(requests, now))
+        events: list[News] = []
+        for number in requests:
+            sequence = self.sequences[number]
             sequence.end(sequence.ending or "failed")
             events.append(self._finish(sequence))
         self._free_ms = now if self._active else None
         self._wake_ms = now
         return events
 
-    def _commit(self, running: _Pass, verdict: Verdict, now: float) -> list[Event]:
+    def _commit(self, running: _Pass, verdict: Verdict, now: float) -> list[News]:
         sequence = self.sequences[verdict.request]
         if sequence.ending is not None:
             return []
@@ -398,7 +419,9 @@ class Scheduler:
         for each in selection.tree.expansions or ():
             hits[each.parent] = hits.get(each.parent, False) or not path.isdisjoint(each.children)
         self.odds.observe_expansions(list(hits.values()))
-        return [Committed(verdict.request, committed, sources, verdict)]
+        news = Committed(verdict.request, committed, sources, verdict)
+        self.events.emit(news)
+        return [news]
 
     def _admit(self, now: float) -> None:
         """First come, first served: who does not fit keeps those behind it waiting."""
@@ -419,6 +442,8 @@ class Scheduler:
                 sequence.statistics.admitted_ms = now
             self._active.append(sequence)
             self.exchange.ask(sequence.number)
+            if self.events.wanted:
+                self.events.emit(Admitted(sequence.number, now))
 
     def _reading(self) -> tuple[dict[int, int], list[Sequence]]:
         """How much text each request reads in the pass, and for whom it decides tokens.
@@ -436,7 +461,7 @@ class Scheduler:
             if sequence.unread:
                 page_end = sequence.num_written + self.pages.page_size
                 page_end -= page_end % self.pages.page_size
-                if any(reads_the_same(other, sequence, page_end) for other in readers):
+                if any(_reads_the_same(other, sequence, page_end) for other in readers):
                     continue
                 readers.append(sequence)
             read = min(sequence.unread, left)
@@ -458,19 +483,24 @@ class Scheduler:
         chosen = choose_rows(
             candidates,
             self.times,
-            tokens_per_ms=self._rate.tokens_per_ms(len(deciding), self.times.ms(1, context)),
+            tokens_per_ms=self._tokens_per_ms(deciding, context),
             max_rows=self._batch.max_rows,
             other_rows=sum(reading.values()),
             context=context,
+            tuning=self._tuning,
         )
         return chosen, context
+
+    def _tokens_per_ms(self, deciding: Many[Sequence], context: int) -> float:
+        plain_ms = self.times.ms(len(deciding), context)
+        return self._rate.tokens_per_ms(len(deciding), plain_ms)
 
     def _wait_until(
         self, deciding: Many[Sequence], chosen: Chosen, context: int, now: float
     ) -> float | None:
         """Until when the pass should wait for drafts that are due; None: it should begin."""
         assert self._free_ms is not None
-        most_ms = self._batch.max_wait_passes * self.times.ms(1, context)
+        most_ms = self._tuning.max_wait_passes * self.times.typical_ms
         left_ms = self._free_ms + most_ms - now
         if chosen.is_full or left_ms <= 0:
             return None
@@ -482,9 +512,10 @@ class Scheduler:
                 for arrival in sequence.replies.arrivals(sequence.pool.enrolled, selection)
             ],
             coverage=self.odds.coverage,
-            tokens_per_ms=self._rate.tokens_per_ms(len(deciding), self.times.ms(1, context)),
+            tokens_per_ms=self._tokens_per_ms(deciding, context),
             left_ms=left_ms,
             now=now,
+            tuning=self._tuning,
         )
         return None if wait_ms is None else now + wait_ms
 
@@ -503,7 +534,7 @@ class Scheduler:
             if number not in reading or sequence.state is not State.READY:
                 continue
             slots = sequence.num_written + reading[number]
-            if not self._reserve(sequence, slots + (number in wanted)):
+            if not self._reserve(sequence, slots + (number in wanted), now):
                 continue
             if number in wanted:
                 trees[number] = self._fit(sequence, slots, wanted[number])
@@ -521,10 +552,11 @@ class Scheduler:
             self.sequences[part.request].state = State.RUNNING
             self.sequences[part.request].pool.pass_begins()
         self._running = _Pass(PassPlan(tuple(parts)), trees, context)
+        if self._has_waited and self._free_ms is not None and self.events.wanted:
+            self.events.emit(Waited(now - self._free_ms, now))
+        self._has_waited = False
         self._home_passes = 0
         self._before_home = None
-        if self.home is not None:
-            self.home.target_began()
         return self._running.plan
 
     def _part(self, sequence: Sequence, read: int, selection: Selection | None) -> Part | None:
@@ -563,16 +595,16 @@ class Scheduler:
         assert fits
         return selection
 
-    def _reserve(self, sequence: Sequence, slots: int) -> bool:
+    def _reserve(self, sequence: Sequence, slots: int, now: float) -> bool:
         """Pages for what must run, if need be those of who came last; False: it was that one."""
         while not self.pages.reserve(sequence.number, slots):
             last = self._active[-1]
-            self._preempt(last)
+            self._preempt(last, now)
             if last is sequence:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence, now: float) -> None:
         """Take its pages back; it is the first to be admitted again."""
         self._active.remove(sequence)
         self.pages.release(sequence.number)
@@ -581,6 +613,8 @@ class Scheduler:
         sequence.statistics.preemptions += 1
         self.num_preempted += 1
         self._waiting.appendleft(sequence)
+        if self.events.wanted:
+            self.events.emit(Preempted(sequence.number, now))
 
     def _finish(self, sequence: Sequence) -> Finished:
         assert sequence.finish_reason is not None
@@ -590,19 +624,34 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         del self.sequences[sequence.number]
-        sequence.account()
         if self.home is not None:
             self.home.forget(sequence.number)
+        if len(self._deadlines) > 2 * len(self.sequences):
+            self._deadlines = [each for each in self._deadlines if each[1] in self.sequences]
+            heapify(self._deadlines)
+        sequence.account()
         self.exchange.close(sequence.number, sequence.finish_reason)
-        return Finished(sequence.number, sequence.finish_reason)
+        news = Finished(sequence.number, sequence.finish_reason, sequence.statistics)
+        self.events.emit(news)
+        return news
 
 
-def reads_the_same(reader: Sequence, sequence: Sequence, page_end: int) -> bool:
+def _reads_the_same(reader: Sequence, sequence: Sequence, page_end: int) -> bool:
     """The page that a request would read next is one that another reads now."""
     return (
         reader.num_written < page_end < min(len(reader.token_ids), len(sequence.token_ids))
         and reader.token_ids[:page_end] == sequence.token_ids[:page_end]
     )
+
+
+def _open_to_home(selection: Selection) -> float:
+    """Probability that the path leaves the tree where nobody has drafted whom one would wait for.
+
+    What one of little credit has drafted is no sign that home has nothing to add: a liar that was
+    right about each second token made texts take 1.08 times as long when it counted in part.
+    """
+    rows = zip(selection.probabilities, selection.openness, strict=True)
+    return sum([p * (1.0 if share > 1.0 - TRUSTED else share) for p, share in rows])
 
 
 def _known(sequence: Sequence, selection: Selection) -> Draft | None:

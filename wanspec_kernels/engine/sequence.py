@@ -8,13 +8,11 @@ from wanspec_kernels.drafts.drafted_text import DraftedText
 from wanspec_kernels.drafts.outcome import Outcome
 from wanspec_kernels.drafts.pool import HOME, Pool
 from wanspec_kernels.drafts.replies import Replies
-from wanspec_kernels.engine.generation import check_verdict
+from wanspec_kernels.engine.events import FinishReason
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.statistics import Statistics
 from wanspec_kernels.tree import HostTree
 from wanspec_kernels.wire import Draft, Open
-
-FinishReason = Literal["length", "stop", "deadline", "cancelled", "failed"]
 
 
 class State(Enum):
@@ -102,15 +100,6 @@ class Sequence:
     def open_message(self, max_nodes: int, *, home: bool = False) -> Open:
         return self.text.open_message(max_nodes, home=home)
 
-    def max_nodes_of(self, source: int, most: int) -> int:
-        return self.text.max_nodes_of(source, most)
-
-    def enrol(self, source: int, round_trip_ms: float | None = None) -> None:
-        self.text.enrol(source, str(source), round_trip_ms)
-
-    def retire(self, source: int) -> None:
-        self.text.retire(source)
-
     def offer(self, source: int, draft: Draft, now: float) -> Outcome:
         return self.text.offer(source, draft, now)
 
@@ -176,3 +165,18 @@ class Sequence:
             if token in self.request.stop_token_ids:
                 return list(token_ids[: i + 1]), "stop"
         return list(token_ids[:room]), "length" if len(token_ids) >= room else None
+
+
+def check_verdict(tree: HostTree, token_ids: Many[int], accepted_nodes: Many[int]) -> None:
+    """Raise ValueError unless the verdict is a path of the tree with one token after it."""
+    if len(token_ids) != len(accepted_nodes) + 1:
+        raise ValueError(
+            f"verdict: expected {len(accepted_nodes) + 1} tokens, got {len(token_ids)}"
+        )
+    at = 0
+    for token, node in zip(token_ids, accepted_nodes, strict=False):
+        if not 0 < node < len(tree.parents) or tree.parents[node] != at:
+            raise ValueError(f"verdict: expected a child of node {at}, got node {node}")
+        if tree.token_ids[node] != token:
+            raise ValueError(f"verdict: expected token {tree.token_ids[node]}, got {token}")
+        at = node

@@ -13,7 +13,7 @@ class Statistics:
     local_draft_passes: int = 0
     ahead_draft_passes: int = 0  # of those, while the target ran
     home_failures: int = 0
-    tokens: int = 0
+    tokens: int = 0  # committed; a stop string may end the text before the last of them
     home_tokens_accepted: int = 0
     remote_tokens_accepted: int = 0
     submitted_ms: float = 0.0  # These four are times of the engine's clock.

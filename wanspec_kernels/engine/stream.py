@@ -5,9 +5,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from wanspec_kernels.engine.events import FinishReason
 from wanspec_kernels.engine.output_text import OutputText
 from wanspec_kernels.engine.plan import LogProbs
-from wanspec_kernels.engine.sequence import FinishReason
 from wanspec_kernels.engine.statistics import Statistics
 
 

@@ -1,1 +1,1 @@
-"""Which drafters to use, with which trees and policy, and what to expect; or why nobody can say."""
+"""Which drafters to use, with which trees, and what to expect; or why nobody can say."""

@@ -1,27 +1,14 @@
-"""Candidates: drafters, tree and policy, as a scenario of the simulator."""
+"""Candidates: drafters and trees, as a scenario of the simulator."""
 
 from dataclasses import dataclass, replace
 
-from wanspec_kernels.control.policies import AlwaysLocal, EntropyGate, ExpectedGain, NeverLocal
-from wanspec_kernels.control.policy import Policy
 from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.planning.inputs import Inputs
 from wanspec_kernels.planning.support import link_profile, rows_of, run_refusals
-from wanspec_kernels.simulation.measures import Baseline, Measures
+from wanspec_kernels.simulation.measures import Measures
 from wanspec_kernels.simulation.scenario import REMOTE_SHAPE, DrafterProfile, Scenario
 
 NODES_A_WIDTH = 16  # a drafter's tree keeps so many times what a pass expands
-POLICIES: dict[str, Policy] = {
-    "expected-gain": ExpectedGain(),
-    "entropy-gate": EntropyGate(passes=8),
-    "never-local": NeverLocal(),
-}
-
-
-def policies_of(inputs: Inputs) -> list[str]:
-    """With a drafter at home, only what falls back on it when the others leave."""
-    with_home = ["expected-gain", "entropy-gate"]
-    return with_home if inputs.home is not None else ["expected-gain", "never-local"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +16,6 @@ class Candidate:
     drafters: tuple[int, ...]  # indices into the inputs'
     width: int  # nodes that a drafter's pass expands
     rows: int  # of a verified tree
-    policy: str = "expected-gain"
 
     def names(self, inputs: Inputs) -> tuple[str, ...]:
         return tuple(inputs.drafters[index].name for index in self.drafters)
@@ -41,7 +27,7 @@ class Candidate:
 
 
 def colocated(inputs: Inputs, tokens: int, seed: int) -> Scenario:
-    """No drafter elsewhere, the default policy, and all rows that the target may be asked."""
+    """No drafter elsewhere, and all rows of a request that the target may be asked."""
     return Scenario(
         inputs.trace,
         target=inputs.target,
@@ -53,24 +39,8 @@ def colocated(inputs: Inputs, tokens: int, seed: int) -> Scenario:
     )
 
 
-def fixed(base: Scenario, best: Baseline) -> Scenario:
-    """Co-located speculation of fixed passes and shape."""
-    return replace(base, policy=AlwaysLocal(best.passes), home_shape=best.shape)
-
-
-def in_step(base: Scenario) -> Scenario:
-    """One of the requests, if an engine drafts for all of them at once and then verifies all.
-
-    The simulator's own requests fall out of step and wait for each other's passes, which is no
-    baseline to be proud of beating.
-    """
-    assert base.home is not None
-    target, home = base.target.shared(base.requests), base.home.shared(base.requests)
-    return replace(base, target=target, home=home, requests=1)
-
-
 def remote(base: Scenario, inputs: Inputs, candidate: Candidate) -> Scenario:
-    """A candidate's drafters, tree and policy beside what is co-located."""
+    """A candidate's drafters and tree beside what is co-located."""
     shape = replace(REMOTE_SHAPE, width=candidate.width)
     drafters = [inputs.drafters[index] for index in candidate.drafters]
     return replace(
@@ -85,6 +55,5 @@ def remote(base: Scenario, inputs: Inputs, candidate: Candidate) -> Scenario:
             )
             for drafter in drafters
         ),
-        policy=POLICIES[candidate.policy],
         limits=replace(base.limits, max_rows=candidate.rows),
     )

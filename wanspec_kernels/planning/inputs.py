@@ -15,7 +15,7 @@ from wanspec_kernels.simulation.synthetic import CALIBRATED
 from wanspec_kernels.simulation.trace import Trace
 
 MAX_DRAFTERS = 32
-MAX_REQUESTS = 64  # at a time; a run takes as many times as long
+MAX_REQUESTS = 256  # at a time; a run takes as many times as long
 MAX_ROWS = 65_536
 
 
@@ -36,8 +36,10 @@ class Inputs:
     drafters: tuple[Drafter, ...]
 
 
-def read(path: Path) -> Inputs:
+def read(path: Path, requests: int | None = None) -> Inputs:
     """Read a plan's file; paths in it are relative to it.
+
+    `requests` takes the place of what the file says of how many there are at a time.
 
     Raises:
         OSError: a file cannot be read.
@@ -66,9 +68,10 @@ def read(path: Path) -> Inputs:
     drafters = tuple(_drafter(entry, path.parent) for entry in entries)
     if len({drafter.name for drafter in drafters}) < len(drafters):
         raise PlanError("drafters: expected each name once")
+    said = _whole("target.requests", target.get("requests", 1), 1, MAX_REQUESTS)
     return Inputs(
         _machine("target", target["pass_ms"]),
-        _whole("target.requests", target.get("requests", 1), 1, MAX_REQUESTS),
+        said if requests is None else requests,
         trace,
         home,
         drafters,

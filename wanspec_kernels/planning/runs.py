@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from wanspec_kernels.simulation.measures import Map, Measures, measure
+from wanspec_kernels.simulation.rounds import Rounds
 from wanspec_kernels.simulation.scenario import Scenario
 
 Progress = Callable[[float, str], None]
@@ -30,11 +31,11 @@ class Runs:
             self._progress(min(self._share, 1.0), self._what)
             yield found
 
-    def measure(self, scenarios: Iterable[Scenario]) -> Iterator[tuple[Measures, float]]:
+    def measure(self, runs: Iterable[Scenario | Rounds]) -> Iterator[tuple[Measures, float]]:
         """Of each, its measures and the seconds that it took to simulate."""
-        return self.mapped(_timed, scenarios)
+        return self.mapped(_timed, runs)
 
 
-def _timed(scenario: Scenario) -> tuple[Measures, float]:
+def _timed(run: Scenario | Rounds) -> tuple[Measures, float]:
     began = time.perf_counter()
-    return measure(scenario), time.perf_counter() - began
+    return measure(run), time.perf_counter() - began

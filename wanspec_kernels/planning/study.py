@@ -9,9 +9,6 @@ from statistics import fmean
 from wanspec_kernels.planning.candidates import (
     Candidate,
     colocated,
-    fixed,
-    in_step,
-    policies_of,
     remote,
 )
 from wanspec_kernels.planning.effort import Effort
@@ -19,7 +16,8 @@ from wanspec_kernels.planning.errors import UnsupportedError
 from wanspec_kernels.planning.inputs import Inputs
 from wanspec_kernels.planning.runs import Progress, Runs
 from wanspec_kernels.planning.support import drafter_refusals, refusals, rows_of, widths_of
-from wanspec_kernels.simulation.measures import Map, Measures, best_tree
+from wanspec_kernels.simulation.measures import Map, Measures, best_tree, tree_candidates
+from wanspec_kernels.simulation.rounds import Rounds
 from wanspec_kernels.simulation.scenario import Scenario
 
 SCREEN_SEED = 0
@@ -28,13 +26,12 @@ MOST_PAIRED = 3  # drafters
 FINALISTS = 4
 NEARLY = 1.05  # times the least latency
 CALIBRATION_TOKENS = 40
-NUM_TREES = 105  # that `best_tree` tries
 # Shares of the work, for the progress bar.
 NARROWED, TUNED = 0.4, 0.45
 
 
 ALONE = "the target alone"
-AHEAD = "at home alone, expected-gain"
+AT_HOME = "at home alone, as the scheduler sees fit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,32 +78,29 @@ def study(
     home_cost_s, screen_tokens = _calibrate(inputs, usable, effort, runs)
     screen = _Screen(inputs, screen_tokens, runs, {}, {}, {})
     finalists = _narrow(screen, usable)
-    runs.begin("the best trees without remote drafters", NARROWED, TUNED, NUM_TREES)
     tuned = None
     if inputs.home is not None:
-        tuned = best_tree(
-            in_step(colocated(inputs, screen.tokens, SCREEN_SEED)), mapped=runs.mapped
-        )
+        base = colocated(inputs, screen.tokens, SCREEN_SEED)
+        num_trees = len(tree_candidates(base))
+        runs.begin("the best trees without remote drafters", NARROWED, TUNED, num_trees)
+        tuned = best_tree(base, mapped=runs.mapped)
     cost_s = sum(screen.costs_s[candidate] for candidate in finalists) + 3 * home_cost_s
     tokens, seeds = effort.finals(effort.seconds - (clock() - began_s), cost_s)
     seeded = [colocated(inputs, tokens, SCREEN_SEED + 1 + number) for number in range(seeds)]
-    here = {ALONE: [replace(scenario, home=None) for scenario in seeded]}
+    here: dict[str, list[Scenario | Rounds]] = {
+        ALONE: [replace(scenario, home=None) for scenario in seeded]
+    }
     if tuned is not None:
         here[f"at home alone, {tuned.passes} passes a round"] = [
-            fixed(in_step(scenario), tuned) for scenario in seeded
+            tuned.rounds(scenario) for scenario in seeded
         ]
-        here[AHEAD] = seeded
+        here[AT_HOME] = [*seeded]
     elsewhere = {c: [remote(scenario, inputs, c) for scenario in seeded] for c in finalists}
-    every = [scenario for row in [*here.values(), *elsewhere.values()] for scenario in row]
+    every: list[Scenario | Rounds] = [each for row in here.values() for each in row]
+    every += [each for row in elsewhere.values() for each in row]
     runs.begin(f"the best of them, on {seeds} texts of {tokens} tokens", TUNED, 1.0, len(every))
     results = iter(found for found, _ in runs.measure(every))
     without = {name: tuple(next(results) for _ in row) for name, row in here.items()}
-    for name in without:
-        if tuned is not None and name not in (ALONE, AHEAD):
-            # Its accelerators worked for all requests.
-            without[name] = tuple(
-                replace(m, hot_ms=m.hot_ms / inputs.requests) for m in without[name]
-            )
     measured = {c: tuple(next(results) for _ in row) for c, row in elsewhere.items()}
     dropped = dict(screen.dropped)
     for candidate, found in measured.items():
@@ -130,16 +124,16 @@ def _calibrate(
     runs.begin("how long a run takes", 0.0, 0.0, 2)
     (_, remote_s), (_, home_s) = runs.measure([remote(here, inputs, dearest), here])
     pairs = min(len(usable), MOST_PAIRED) * (min(len(usable), MOST_PAIRED) - 1) // 2
-    varied = 2 * len(rows_of(inputs)) * len(policies_of(inputs)) * (2 if pairs else 1)
+    varied = 2 * len(rows_of(inputs)) * (2 if pairs else 1)
     # Narrow candidates take a good deal less than the widest one.
     remote_runs = 0.6 * (len(singles) + 2 * pairs * len(singles) / len(usable)) + varied
-    home_runs = NUM_TREES if inputs.home is not None else 0
+    home_runs = len(tree_candidates(here)) if inputs.home is not None else 0
     cost_s = (remote_s * remote_runs + home_s * home_runs) / CALIBRATION_TOKENS
     return home_s / CALIBRATION_TOKENS, effort.screen_tokens(cost_s)
 
 
 def _narrow(screen: "_Screen", usable: list[int]) -> list[Candidate]:
-    """Drafters and widths, then pairs of the best, then trees and policies for the best of all."""
+    """Drafters and widths, then pairs of the best, then trees for the best of all."""
     inputs, begin = screen.inputs, screen.runs.begin
     widest = rows_of(inputs)[-1]
     singles = [c for index in usable for c in _widths(inputs, (index,), widest)]
@@ -148,13 +142,8 @@ def _narrow(screen: "_Screen", usable: list[int]) -> list[Candidate]:
     pairs = [c for pair in combinations(sorted(best), 2) for c in _widths(inputs, pair, widest)]
     begin("pairs of drafters", NARROWED / 3, NARROWED / 2, len(pairs))
     firsts = screen.fastest_and_leanest([*singles, *pairs], 1)
-    varied = [
-        replace(first, rows=rows, policy=policy)
-        for first in firsts
-        for rows in rows_of(inputs)
-        for policy in policies_of(inputs)
-    ]
-    begin("trees and policies", NARROWED / 2, NARROWED, len(varied))
+    varied = [replace(first, rows=rows) for first in firsts for rows in rows_of(inputs)]
+    begin("trees", NARROWED / 2, NARROWED, len(varied))
     return screen.fastest_and_leanest([*singles, *pairs, *varied], FINALISTS // 2)
 
 

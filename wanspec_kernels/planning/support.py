@@ -122,7 +122,7 @@ def run_refusals(measures: Measures, bandwidth_mbit: float, share: float = 1.0) 
     most = AdmissionConfig().max_messages_per_s
     if measures.drafts_per_s > share * most:
         found.append(
-            f"{measures.drafts_per_s:.0f} drafts a second, too near the {most:.0f} that a verifier "
+            f"{measures.drafts_per_s:.0f} frames a second, too near the {most:.0f} that a verifier "
             "reads of a drafter"
         )
     return found

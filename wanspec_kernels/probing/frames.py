@@ -8,7 +8,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from wanspec_kernels.wire import MAX_DRAFT_NODES, MAX_MESSAGE_BYTES, Draft, encode
+from wanspec_kernels.wire import MAX_DRAFT_NODES, MAX_MESSAGE_BYTES, Draft, encode_frame
 from wanspec_kernels.wire.limits import MAX_CLOCK_US
 
 _HEADER = struct.Struct("<4sBxxxIQQ")  # magic, version, number, sent, received
@@ -58,4 +58,4 @@ class Frame:
 
 def draft_bytes() -> int:
     """Of a DRAFT of as many nodes as one holds: what most of a drafter's messages are."""
-    return len(encode(_FULL))
+    return len(encode_frame([_FULL]))

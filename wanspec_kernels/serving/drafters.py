@@ -13,6 +13,7 @@ from wanspec_kernels.drafts.admission import Refusal
 from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.serving.receiving import receive
 from wanspec_kernels.wire import MAX_MESSAGE_BYTES
+from wanspec_kernels.wire.addresses import binds_ipv6
 from wanspec_kernels.wire.keys import SILENT_MS, AllowList, Door, Secret
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,28 @@ class DrafterSocket:
             f"{address}, key {key or 'none'}",
             f"this key is not enrolled: {self._allowed.folder} has no NAME.key file with it",
         )
+
+
+def check_bind(address: str) -> None:
+    """Bind an address and let it go again: what is wrong with it shows before a model is loaded.
+
+    Somebody may take it in between; then `DrafterSocket.start` says so.
+
+    Raises:
+        OSError: the address is no good, or taken.
+    """
+    context = zmq.Context()
+    try:
+        with context.socket(zmq.ROUTER) as socket:
+            socket.linger = 0
+            socket.ipv6 = binds_ipv6(address)
+            socket.bind(address)
+    except zmq.ZMQError as error:
+        raise OSError(
+            f"expected a free address such as tcp://*:5555, got {address}: {error.strerror}"
+        ) from None
+    finally:
+        context.term()
 
 
 def now_ms() -> float:

@@ -26,7 +26,6 @@ class Faults:
         self.counts: Counter[str] = Counter()
         self._kinds = kinds
         self._random = Random(f"faults {seed}")
-        self._sources = 100  # a drafter that dials again is a new one to the verifier
         world.env.process(self._process())
 
     def _process(self) -> Generator[simpy.Event, Any, None]:
@@ -37,8 +36,7 @@ class Faults:
             self.counts[kind] += 1
             match kind:
                 case "kill":
-                    if remote.session.ready:
-                        remote.disconnect()
+                    remote.disconnect()
                 case "stop":
                     remote.stop(env.now + 300.0 * rng.random())
                 case "stall":
@@ -57,9 +55,8 @@ class Faults:
                     self._redial(remote)
 
     def _redial(self, remote: Remote) -> None:
-        if not remote.session.ready:
-            self._sources += 1
-            remote.reconnect(self._sources)
+        if not remote.is_connected:
+            remote.reconnect()
 
     def _after(self, ms: float, remote: Remote, then: Callable[[Remote], None]) -> None:
         timeout = self.world.env.timeout(ms)

@@ -1,11 +1,8 @@
-"""Machines and clocks in virtual time; what is ready when a machine falls free runs together."""
+"""Accelerators and clocks in virtual time."""
 
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable
 
 import simpy
-
-from wanspec_kernels.simulation.scenario import Machine
 
 
 class Clock:
@@ -20,55 +17,33 @@ class Clock:
         return self._env.now + self.ahead_ms
 
 
-class Batcher:
-    """One machine and its queue. Jobs are (rows, what to do when the pass has ended).
+class Accelerator:
+    """One pass at a time, in the order in which they were asked for."""
 
-    A pass takes what is ready. An idle machine gives `expected` jobs up to `gather_ms` to become
-    so: who just misses a pass waits for all of it, and then misses the others again.
-    """
-
-    def __init__(
-        self,
-        env: simpy.Environment,
-        machine: Machine,
-        max_batch: int,
-        *,
-        gather_ms: float = 0.0,
-        expected: Callable[[], int] = lambda: 0,
-    ) -> None:
+    def __init__(self, env: simpy.Environment) -> None:
         self.busy_ms = 0.0
-        self.passes = 0
-        self._env, self._machine, self._max_batch = env, machine, max_batch
-        self._gather_ms, self._expected = gather_ms, expected
-        self._queue: list[tuple[int, Callable[[], None]]] = []
-        self._running = False
-        self._submitted = env.event()
+        self._env = env
+        self._free_ms = 0.0
 
-    def submit(self, rows: int, then: Callable[[], None]) -> None:
-        self._queue.append((rows, then))
-        if not self._running:
-            self._running = True
-            self._env.process(self._run())
-        elif not self._submitted.triggered:
-            self._submitted.succeed()
+    def run(
+        self, ms: float, ended: Callable[[], None], began: Callable[[], None] | None = None
+    ) -> None:
+        """A pass of so many ms: `began` is called when it begins, `ended` when it has ended."""
+        begins_ms = max(self._env.now, self._free_ms)
+        self._free_ms = begins_ms + ms
+        self.busy_ms += ms
+        if began is not None:
+            if begins_ms > self._env.now:
+                self._at(begins_ms, began)
+            else:
+                began()
+        self._at(self._free_ms, ended)
 
-    def _run(self) -> Generator[simpy.Event, Any, None]:
-        # What else becomes ready at this very moment shares the pass.
-        yield self._env.timeout(0)
-        while self._queue:
-            yield from self._gather()
-            batch = self._queue[: self._max_batch]
-            del self._queue[: self._max_batch]
-            took_ms = self._machine.time_ms(sum(rows for rows, _ in batch))
-            self.busy_ms += took_ms
-            self.passes += 1
-            yield self._env.timeout(took_ms)
-            for _, then in batch:
-                then()
-        self._running = False
+    def restart(self) -> None:
+        """What was asked for is forgotten, and it is free at once."""
+        self._free_ms = self._env.now
 
-    def _gather(self) -> Generator[simpy.Event, Any, None]:
-        ends_ms = self._env.now + self._gather_ms
-        while len(self._queue) < min(self._max_batch, self._expected()) and self._env.now < ends_ms:
-            self._submitted = self._env.event()
-            yield self._submitted | self._env.timeout(ends_ms - self._env.now)
+    def _at(self, ms: float, then: Callable[[], None]) -> None:
+        timeout = self._env.timeout(ms - self._env.now)
+        assert timeout.callbacks is not None
+        timeout.callbacks.append(lambda _: then())

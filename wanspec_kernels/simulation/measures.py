@@ -7,8 +7,8 @@ from statistics import fmean, quantiles
 from typing import Any, TypeVar
 
 from drafter.growth import GrowthShape
-from wanspec_kernels.control.policies import AlwaysLocal, ExpectedGain
-from wanspec_kernels.simulation.oracle import Oracle
+from wanspec_kernels.simulation.record import Record
+from wanspec_kernels.simulation.rounds import Rounds
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.world import World
 
@@ -19,7 +19,11 @@ CHAIN_DEPTHS = (3, 4, 5, 6, 7, 8, 10, 12, 16)
 TREE_DEPTHS = (4, 6, 8, 10, 12, 16, 20)
 TREE_WIDTHS = (1, 2, 4, 8, 16)
 TREE_CHILDREN = (2, 4, 8)
+BATCH_DEPTHS = (1, 2, 3, 4, 5, 6, 8)
+BATCH_ROWS = (2, 3, 4, 6, 8, 12, 16, 32)
+BATCH_WIDTHS = (2, 4, 16)
 FINALISTS = 8
+WARM_SHARE = 0.3  # of a run's tokens, before its pace is measured
 
 M = TypeVar("M", bound=Any)
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
@@ -31,63 +35,67 @@ class Measures:
 
     latency_ms: float
     p95_ms: float  # of a token's share of the round that brought it
+    tokens_per_s: float  # of the whole batch, while all of it runs
     local_passes: float
-    ahead_passes: float  # of those, made while the target ran
-    tokens_per_pass: float
-    rows_per_pass: float
+    tokens_per_pass: float  # of a request
+    rows_per_pass: float  # of a request
     hit_rate: float  # target passes that needed no draft pass at home
-    waited_ms: float
+    waited_ms: float  # in which the accelerator was idle
     waste: float  # share of the nodes received that were never accepted
     wire_bytes: float
-    drafts_per_s: float  # up the link of the drafter that sends most
+    drafts_per_s: float  # frames with drafts and answers, of the drafter that sends most
     up_mbit: float  # and what they take of it
     hot_ms: float  # of accelerator time where the target runs: its passes and home's
     exact: bool  # every text is the target's own
 
 
-def measure(scenario: Scenario) -> Measures:
-    """Run a scenario."""
-    return _measure(World(scenario))
+def measure(run: Scenario | Rounds) -> Measures:
+    """Run a scenario by the scheduler, or its texts by fixed co-located rounds."""
+    if isinstance(run, Rounds):
+        return measures_of(run.run())
+    world = World(run)
+    world.run()
+    return measures_of(world.record)
 
 
-def measure_oracle(scenario: Scenario) -> Measures:
-    """Run it with the path known to the policy, which has to be `ExpectedGain`."""
-    world = World(scenario)
-    if not isinstance(scenario.policy, ExpectedGain):
-        raise TypeError(f"policy: expected ExpectedGain, got {type(scenario.policy).__name__}")
-    for number, serving in world.servings.items():
-        generation = serving.generation
-        generation.policy = Oracle(scenario.policy, world.texts[number], generation)
-    return _measure(world)
-
-
-def _measure(world: World) -> Measures:
-    runs = world.run()
-    statistics = [run.statistics for run in runs]
-    tokens = sum(s.tokens for s in statistics)
-    passes = sum(s.target_passes for s in statistics)
-    token_ms = [ms for run in runs for ms in run.token_ms]
-    received = sum(remote.drafter.counters.num_nodes for remote in world.remotes)
+def measures_of(record: Record) -> Measures:
+    statistics = [run.statistics for run in record.runs]
+    tokens = sum(len(run.token_ids) for run in record.runs)
+    parts = sum(each.requests for each in record.passes)
+    token_ms = [ms for run in record.runs for ms in run.token_ms]
     accepted = sum(s.remote_tokens_accepted for s in statistics)
-    busy_ms = world.target.busy_ms + (world.home.busy_ms if world.home is not None else 0.0)
     return Measures(
-        latency_ms=sum(run.elapsed_ms for run in runs) / tokens,
+        latency_ms=sum(run.elapsed_ms for run in record.runs) / tokens,
         p95_ms=quantiles(token_ms, n=20)[-1] if len(token_ms) > 1 else fmean(token_ms),
+        tokens_per_s=pace(record),
         local_passes=sum(s.local_draft_passes for s in statistics) / tokens,
-        ahead_passes=sum(s.ahead_draft_passes for s in statistics) / tokens,
-        tokens_per_pass=tokens / passes,
-        rows_per_pass=sum(s.rows for s in statistics) / passes,
-        hit_rate=sum(s.rounds_without_home for s in statistics) / passes,
-        waited_ms=sum(s.waited_ms for s in statistics) / tokens,
-        waste=1.0 - accepted / received if received else 0.0,
-        wire_bytes=sum(r.up.num_bytes + r.down.num_bytes for r in world.remotes) / tokens,
-        drafts_per_s=1e3
-        * max((r.up.num_messages for r in world.remotes), default=0)
-        / world.env.now,
-        up_mbit=8e-3 * max((r.up.num_bytes for r in world.remotes), default=0) / world.env.now,
-        hot_ms=busy_ms / tokens,
-        exact=all(run.token_ids == run.expected_ids for run in runs),
+        tokens_per_pass=tokens / parts,
+        rows_per_pass=sum(each.rows for each in record.passes) / parts,
+        hit_rate=sum(not each.home_passes for each in record.passes) / len(record.passes),
+        waited_ms=(record.ended_ms - record.busy_ms) / tokens,
+        waste=1.0 - accepted / record.nodes_received if record.nodes_received else 0.0,
+        wire_bytes=sum(record.up_bytes + record.down_bytes) / tokens,
+        drafts_per_s=1e3 * max(record.up_messages, default=0) / record.ended_ms,
+        up_mbit=8e-3 * max(record.up_bytes, default=0) / record.ended_ms,
+        hot_ms=record.busy_ms / tokens,
+        exact=all(run.token_ids == run.expected_ids for run in record.runs),
     )
+
+
+def pace(record: Record) -> float:
+    """Tokens a second of the whole batch: once it is warm, and until a request ends."""
+    warm = WARM_SHARE * sum(each.tokens for each in record.passes)
+    tokens, begins_ms, before = 0, 0.0, 0
+    for each in record.passes:
+        if tokens <= warm:
+            begins_ms, before = each.ended_ms, tokens + each.tokens
+        tokens += each.tokens
+        if each.ended_ms == record.first_finish_ms:
+            break
+    if tokens <= before:  # Some request ended while others were not warm yet.
+        return 1e3 * sum(each.tokens for each in record.passes) / record.ended_ms
+    assert record.first_finish_ms is not None
+    return 1e3 * (tokens - before) / (record.first_finish_ms - begins_ms)
 
 
 def mean(found: Sequence[M]) -> M:
@@ -99,11 +107,27 @@ def mean(found: Sequence[M]) -> M:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Co-located speculation at its best: no drafter elsewhere, fixed passes a round."""
+    """Co-located speculation at its best: no drafter elsewhere, fixed passes and rows a round."""
 
     passes: int  # a round
+    rows: int  # of a request's tree, at most
     shape: GrowthShape
     measures: Measures
+
+    def rounds(self, scenario: Scenario) -> Rounds:
+        """Of the same kind, on the texts of a scenario."""
+        return Candidate(self.passes, self.rows, self.shape).rounds(scenario)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    passes: int
+    rows: int
+    shape: GrowthShape
+
+    def rounds(self, scenario: Scenario) -> Rounds:
+        limits = replace(scenario.limits, max_rows=self.rows)
+        return Rounds(replace(scenario, limits=limits), self.passes, self.shape)
 
 
 def plain(scenario: Scenario) -> Measures:
@@ -112,60 +136,76 @@ def plain(scenario: Scenario) -> Measures:
 
 
 def best_chain(*scenarios: Scenario, depths: Iterable[int] = CHAIN_DEPTHS) -> Baseline:
-    return _best(scenarios, [(depth, CHAIN) for depth in depths])
+    rows = scenarios[0].limits.max_rows
+    return _best(scenarios, [Candidate(depth, rows, CHAIN) for depth in depths])
 
 
 def best_tree(
-    *scenarios: Scenario, depths: Iterable[int] = TREE_DEPTHS, mapped: Map = map
+    *scenarios: Scenario, depths: Iterable[int] | None = None, mapped: Map = map
 ) -> Baseline:
-    """Over depth, nodes a pass and children a node, with the scenarios' rows.
+    """Over depth, nodes a pass and children a node; for several requests, over rows as well.
 
     `mapped` may spread the runs over processes.
     """
-    return _best(
-        scenarios,
-        [
-            (
-                depth,
-                GrowthShape(
-                    width=width,
-                    max_children=children,
-                    max_root_children=16,
-                    min_probability=0.002,
-                    min_path_probability=0.002,
-                ),
-            )
-            for depth in depths
-            for width in TREE_WIDTHS
-            for children in TREE_CHILDREN
-        ],
-        mapped,
+    return _best(scenarios, tree_candidates(scenarios[0], depths), mapped)
+
+
+def tree_candidates(scenario: Scenario, depths: Iterable[int] | None = None) -> list[Candidate]:
+    """One request takes all the rows that it may; several are in each other's way."""
+    most = scenario.limits.max_rows
+    if scenario.requests == 1:
+        shapes = [_tree(w, children) for w in TREE_WIDTHS for children in TREE_CHILDREN]
+        return [Candidate(d, most, shape) for d in depths or TREE_DEPTHS for shape in shapes]
+    shapes = [CHAIN, *(_tree(width, 8) for width in BATCH_WIDTHS)]
+    rows = sorted({min(rows, most) for rows in BATCH_ROWS})
+    return [
+        Candidate(d, r, shape)
+        for d in depths or BATCH_DEPTHS
+        for r in rows
+        if r > d  # else the last passes draft what nobody verifies
+        for shape in shapes
+    ]
+
+
+def _tree(width: int, children: int) -> GrowthShape:
+    return GrowthShape(
+        width=width,
+        max_children=children,
+        max_root_children=16,
+        min_probability=0.002,
+        min_path_probability=0.002,
     )
 
 
 def _best(
-    scenarios: Sequence[Scenario],
-    candidates: Sequence[tuple[int, GrowthShape]],
-    mapped: Map = map,
+    scenarios: Sequence[Scenario], candidates: Sequence[Candidate], mapped: Map = map
 ) -> Baseline:
-    """The best on average; those that are among the `FINALISTS` of the first scenario are tried."""
+    """The best on average; those that are among the `FINALISTS` of the first scenario are tried.
+
+    The first scenario is one of a single request, whose machines have the others in step with it.
+    """
 
     def latency_ms(baseline: Baseline) -> float:
         return baseline.measures.latency_ms
 
-    first, *others = scenarios
+    first = in_step(scenarios[0])
     found = sorted(mapped(partial(_fixed, [first]), candidates), key=latency_ms)
-    if others:
-        found = [_fixed(scenarios, (each.passes, each.shape)) for each in found[:FINALISTS]]
+    if len(scenarios) > 1 or first != scenarios[0]:
+        finalists = [Candidate(each.passes, each.rows, each.shape) for each in found[:FINALISTS]]
+        found = list(mapped(partial(_fixed, scenarios), finalists))
     best: Baseline = min(found, key=latency_ms)
     return best
 
 
-def _fixed(scenarios: Sequence[Scenario], candidate: tuple[int, GrowthShape]) -> Baseline:
-    passes, shape = candidate
-    policy = AlwaysLocal(passes)
-    found = [
-        measure(replace(scenario, drafters=(), policy=policy, home_shape=shape))
-        for scenario in scenarios
-    ]
-    return Baseline(passes, shape, mean(found))
+def in_step(scenario: Scenario) -> Scenario:
+    """One of the requests, where all of them take part in each pass with as many rows."""
+    if scenario.requests == 1:
+        return scenario
+    home = scenario.home and scenario.home.shared(scenario.requests)
+    target = scenario.target.shared(scenario.requests)
+    return replace(scenario, target=target, home=home, requests=1)
+
+
+def _fixed(scenarios: Sequence[Scenario], candidate: Candidate) -> Baseline:
+    found = [measure(candidate.rounds(scenario)) for scenario in scenarios]
+    return Baseline(candidate.passes, candidate.rows, candidate.shape, mean(found))

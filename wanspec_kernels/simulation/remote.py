@@ -1,103 +1,86 @@
-"""Remote: a drafter elsewhere in virtual time, with its link and the verifier's session for it."""
+"""Remote: a drafter elsewhere in virtual time, and its link to the verifier."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from functools import partial
 from random import Random
 from typing import Any
 
 import simpy
 
-from drafter.flow import Flow
+from drafter.connection import Connection
 from drafter.session import Limits, Session
-from wanspec_kernels.drafts import session as verifier
-from wanspec_kernels.drafts.pool import Kind
-from wanspec_kernels.engine.generation import Generation
 from wanspec_kernels.simulation.link import Carried, OneWay
-from wanspec_kernels.simulation.machine import Clock
 from wanspec_kernels.simulation.scenario import DrafterProfile
 from wanspec_kernels.simulation.traced import TracedProposer
-from wanspec_kernels.wire import (
-    Draft,
-    Hello,
-    Message,
-    Open,
-    Ping,
-    Pong,
-    ProtocolError,
-    decode_frame,
-    encode_frame,
-)
+from wanspec_kernels.wire import Hello
 
 VOCABULARY = bytes(32)
-HEARTBEAT_MS = 250.0
 
 
 class Remote:
-    """Both state machines of a connection; every message is encoded, carried and decoded."""
+    """The drafter's end of a connection, which it dials; every frame is carried as bytes.
+
+    `hear` gets each frame that arrives at the verifier, and `gone` is called when the connection
+    breaks: the verifier sees that at once. To the verifier each connection is another peer.
+    """
 
     def __init__(
         self,
         env: simpy.Environment,
-        source: int,
+        number: int,
         profile: DrafterProfile,
         proposer: TracedProposer,
         *,
-        generations: dict[int, Generation],
         max_requests: int,
         seed: int,
-        clock: Clock,
-        on_offer: Callable[[int], None],
+        hear: Callable[["Remote", bytes], None],
+        gone: Callable[["Remote"], None],
     ) -> None:
-        self.source, self.profile = source, profile
-        link, begin = profile.link, Random(f"{seed} {source}").random()
-        self.up = OneWay(link, f"{seed} {source} up", link.up_ms, begin)
-        self.down = OneWay(link, f"{seed} {source} down", link.down_ms, begin)
+        self.key, self.profile = f"drafter {number}", profile
+        self.num_dialled = 0
+        link, begin = profile.link, Random(f"{seed} {number}").random()
+        self.up = OneWay(link, f"{seed} {number} up", link.up_ms, begin)
+        self.down = OneWay(link, f"{seed} {number} down", link.down_ms, begin)
         self.drafter = Session(
             proposer, limits=Limits(max_requests, profile.max_nodes), shape=profile.shape
         )
-        self._hello = Hello(VOCABULARY, f"drafter {source}", max_requests, profile.max_nodes, 0)
         self.busy_ms = 0.0
-        self._env, self._clock = env, clock
-        self._random = Random(f"{seed} {source} greeting")
-        self._greet()
-        self._generations = generations
-        self._on_offer = on_offer
+        self.num_rounds = 0  # of the drafter's loop
+        self._env, self._proposer = env, proposer
+        self._max_requests = max_requests
+        self._hear, self._gone = hear, gone
         self._carried: dict[Carried, tuple[simpy.Event, Callable[[], None]]] = {}
         self._inbox: list[bytes] = []
-        self._connection = 0  # messages of earlier ones are lost
+        self._connection: Connection | None = None  # what earlier ones carried is lost
         self._stopped_until_ms = 0.0
         self._wake = env.event()
         env.process(self._draft())
-        env.process(self._beat())
 
-    def update(self, generation: Generation) -> None:
-        """Bring the drafter up to a request's committed text."""
-        now = self._clock.now_ms
-        for message in self.session.update(generation, now):
-            self._send(self.down, [message], self._receive)
-            self.session.sent(message, now)
-            if isinstance(message, Open):
-                generation.enrol(self.source, self.session.round_trip_ms)
+    @property
+    def peer(self) -> bytes:
+        return f"{self.key}, connection {self.num_dialled}".encode()
 
-    def close(self, request: int) -> None:
-        self._send(self.down, self.session.close_request(request, "finished"), self._receive)
+    @property
+    def is_connected(self) -> bool:
+        return self._connection is not None
+
+    def send(self, data: bytes) -> None:
+        """The verifier's frame, to arrive here."""
+        self._carry(self.down, data, self._receive)
 
     def disconnect(self) -> None:
         """The connection breaks or the drafter dies: what is under way is lost."""
-        self._connection += 1
-        self._carried.clear()
-        self._inbox.clear()
-        self.drafter.reset()
-        self.session.end("disconnected")
-        for generation in self._generations.values():
-            generation.retire(self.source)
+        if self._connection is not None:
+            self._connection = None
+            self._carried.clear()
+            self._inbox.clear()
+            self.drafter.reset()
+            self._gone(self)
 
-    def reconnect(self, source: int) -> None:
-        """Dial again; to the verifier it is a new source."""
-        self.source = source
-        self._greet()
-        for generation in self._generations.values():
-            self.update(generation)
+    def reconnect(self) -> None:
+        """Dial again."""
+        self.disconnect()
+        self._dial()
 
     def stop(self, until_ms: float) -> None:
         """The drafter's process stands still, its connection stays."""
@@ -109,94 +92,61 @@ class Remote:
             if carried in self._carried:
                 self._await(carried, self._carried[carried][1])
 
-    def _greet(self) -> None:
-        now = self._clock.now_ms
-        self.session = verifier.Session(
-            self.source, str(self.source), vocabulary=VOCABULARY, now=now
+    def _dial(self) -> None:
+        self.num_dialled += 1
+        hello = Hello(
+            VOCABULARY,
+            self.key,
+            self._max_requests,
+            self.profile.max_nodes,
+            self._now_us(),
         )
-        self.session.on_message(self._hello, now)
-        # As WELCOME, which is not carried, would say: each way with a jitter of its own.
-        link = self.profile.link
-        up_ms, down_ms = (
-            link.round_trip_ms / 2 + self._random.uniform(0.0, link.jitter_ms) for _ in range(2)
-        )
-        offset_ms = now - self._env.now
-        self._flow = Flow(int(1000 * (up_ms + down_ms)), int(1000 * (up_ms + offset_ms)))
+        self._connection = Connection(self.drafter, hello)
+        self._wake_up()
 
     def _draft(self) -> Generator[simpy.Event, Any, None]:
         """One pass after another; what comes in the meantime is read between them."""
+        self._dial()
         while True:
             if self._env.now < self._stopped_until_ms:
                 yield self._env.timeout(self._stopped_until_ms - self._env.now)
                 continue
+            self.num_rounds += 1
+            self._wake = self._env.event()
+            connection = self._connection
+            if connection is None:
+                yield self._wake
+                continue
             inbox, self._inbox = self._inbox, []
             for data in inbox:
-                for message in decode_frame(data):
-                    assert not isinstance(message, ProtocolError)
-                    self._send(self.up, self._answers(message), self._hear)
-            self._send_drafts()
-            if not self.drafter.busy:
-                self._wake = self._env.event()
-                yield self._wake | self._paced()
-                continue
-            before, connection = self.drafter.counters.num_tokens, self._connection
-            errors = self.drafter.step()
-            rows = self.drafter.counters.num_tokens - before
-            if rows:
-                took_ms = self.profile.machine.time_ms(rows)
-                self.busy_ms += took_ms
-                yield self._env.timeout(took_ms)
-            if connection == self._connection:
-                self._send(self.up, errors, self._hear)
-
-    def _send_drafts(self) -> None:
-        """As `drafter.link` does."""
-        unsent, now_us = self.drafter.num_unsent, self._now_us()
-        if not unsent:
-            return
-        for draft in self.drafter.drafts(self._flow.allowance(unsent, now_us)):
-            self._flow.sent(len(encode_frame([draft])), len(draft.token_ids), now_us)
-            self._send(self.up, [draft], self._hear)
-        if self._flow.mark(now_us):
-            self._send(self.up, [Ping(now_us, 0)], self._hear)
-
-    def _paced(self) -> simpy.Event:
-        """When more may go, though nothing is heard."""
-        unsent, now_us = self.drafter.num_unsent, self._now_us()
-        if not unsent:
-            return self._env.event()
-        wait_us = max(1, self._flow.next_us(unsent, now_us) - now_us)
-        return self._env.timeout(wait_us / 1000)
-
-    def _answers(self, message: Message) -> list[Message]:
-        match message:
-            case Ping(clock_us):
-                return [Pong(clock_us, self._now_us())]
-            case Pong(clock_us, peer_clock_us):
-                self._flow.answered(clock_us, peer_clock_us, self._now_us())
-                return []
-        return self.drafter.on_message(message)
+                connection.receive(data, self._now_us())
+            for frame in connection.frames_to_send(self._now_us()):
+                self._carry(self.up, frame.data, partial(self._hear, self))
+            if connection.lost is not None or connection.refused is not None:
+                self.disconnect()
+            elif not connection.wants_step:
+                now_us = self._now_us()
+                wait_us = max(1, connection.wake_at_us(now_us) - now_us)
+                yield self._wake | self._env.timeout(wait_us / 1000)
+            else:
+                proposer = self._proposer
+                rows, context = proposer.rows, proposer.context
+                connection.step()
+                rows, context = proposer.rows - rows, proposer.context - context
+                if rows:
+                    took_ms = self.profile.machine.time_ms(rows, context)
+                    self.busy_ms += took_ms
+                    yield self._env.timeout(took_ms)
 
     def _now_us(self) -> int:
         return int(self._env.now * 1000)
 
-    def _beat(self) -> Generator[simpy.Event, Any, None]:
-        while True:
-            was_ready = self.session.ready
-            self._send(self.down, self.session.tick(self._clock.now_ms), self._receive)
-            if was_ready and not self.session.ready:  # silent for too long
-                self.disconnect()
-            for generation in list(self._generations.values()):
-                self.update(generation)
-            yield self._env.timeout(HEARTBEAT_MS)
+    def _wake_up(self) -> None:
+        if not self._wake.triggered:
+            self._wake.succeed()
 
-    def _send(
-        self, way: OneWay, messages: Iterable[Message], deliver: Callable[[bytes], None]
-    ) -> None:
-        for message in messages:
-            data = encode_frame([message])
-            carried = way.send(self._env.now, len(data))
-            self._await(carried, partial(deliver, data))
+    def _carry(self, way: OneWay, data: bytes, deliver: Callable[[bytes], None]) -> None:
+        self._await(way.send(self._env.now, len(data)), partial(deliver, data))
 
     def _await(self, carried: Carried, then: Callable[[], None]) -> None:
         def arrives(event: simpy.Event) -> None:
@@ -213,24 +163,4 @@ class Remote:
     def _receive(self, data: bytes) -> None:
         """At the drafter."""
         self._inbox.append(data)
-        if not self._wake.triggered:
-            self._wake.succeed()
-
-    def _hear(self, data: bytes) -> None:
-        """At the verifier."""
-        for message in decode_frame(data):
-            assert not isinstance(message, ProtocolError)
-            reaction = self.session.on_message(message, self._clock.now_ms)
-            self._send(self.down, reaction.send, self._receive)
-            if reaction.draft is not None:
-                self._offer(reaction.draft)
-
-    def _offer(self, draft: Draft) -> None:
-        generation = self._generations.get(draft.request)
-        if generation is None:
-            return
-        outcome = generation.offer(self.source, draft, self._clock.now_ms)
-        if outcome.kind is Kind.INVALID:
-            self._send(self.down, self.session.quarantine(outcome.reason), self._receive)
-            generation.retire(self.source)
-        self._on_offer(draft.request)
+        self._wake_up()

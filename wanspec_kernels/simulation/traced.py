@@ -89,10 +89,13 @@ class TracedProposer:
 
     max_positions = MAX_POSITIONS
 
-    def __init__(self, vocab_size: int, texts: dict[int, TracedText]) -> None:
+    def __init__(self, vocab_size: int, texts: dict[int, TracedText], context: int = 0) -> None:
+        """Each text has so many tokens of `context` before it, which cost time and say nothing."""
         self.vocab_size = vocab_size
         self.rows = 0  # computed
+        self.context = 0  # attended to, of all passes
         self._texts = texts
+        self._context = context
 
     def new_store(self) -> KeyValueStore:
         return KeyValueStore()
@@ -104,6 +107,7 @@ class TracedProposer:
             growth = drafting.growth
             text = self._texts[growth.request.request]
             index = growth.length - len(PROMPT)
+            self.context += self._context + growth.length
             most = max(growth.shape.max_children, growth.shape.max_root_children)
             for path in growth.planned_paths:
                 row = text.candidates(index, path)

@@ -1,4 +1,4 @@
-"""What the rules mean: plain torch, one tree after another, the rejection rule in float64.
+"""What the rules mean: plain torch, one row after another, the rejection rule in float64.
 
 Both functions fill the outputs they are given, as the kernels do. They wait for the device freely.
 """
@@ -82,32 +82,40 @@ def verify_match(
 ) -> None:
     tokens, parent_of, starts = token_ids.tolist(), parents.tolist(), indptr.tolist()
     samplings = _samplings(temperature, top_k, top_p, min_p)
-    paths = []
-    for b, sampling in enumerate(samplings):
-        path = _Path()
-        paths.append(path)
-        start, end = starts[b], starts[b + 1]
-        walking = end > start
-        while walking:
+    paths = [_Path() for _ in samplings]
+    walking = [b for b in range(len(paths)) if starts[b + 1] > starts[b]]
+    while walking:
+        # All trees go down one level at a time, so that the noise of a level is drawn at once.
+        drawn = [b for b in walking if samplings[b].inverse_temperature > 0]
+        noises: dict[int, Tensor] = {}
+        if drawn:
+            at = torch.tensor(drawn, device=positions.device)
+            levels = torch.tensor([len(paths[b].nodes) for b in drawn], device=positions.device)
+            rows = noise.gumbel_row(logits.shape[1], positions[at] + levels, seed[at])
+            noises = dict(zip(drawn, rows, strict=True))
+        still = []
+        for b in walking:
+            path, sampling, start, end = paths[b], samplings[b], starts[b], starts[b + 1]
             row = masked_row(logits, token_bitmask, start + path.node)
             kept = sampling.kept(row)
             if kept is None:
                 path.status = 1
-                break
+                continue
             score = row * sampling.inverse_temperature
-            if sampling.inverse_temperature > 0:
-                score += noise.gumbel_row(len(row), positions[b] + len(path.nodes), seed[b])
+            if b in noises:
+                score += noises[b]
             own = int(kept[score[kept].argmax()])
             if not score[own].isfinite():
                 path.status = 1
-                break
+                continue
             candidates = zip(tokens[start:end], parent_of[start:end], strict=True)
             matches = [i for i, c in enumerate(candidates) if c == (own, path.node)]
             if matches:
                 path.accept(matches[0], own)
+                still.append(b)
             else:
                 path.following = own
-                walking = False
+        walking = still
     _write(paths, out_token_ids, out_num_accepted, out_accepted_nodes, out_status)
 
 

@@ -36,14 +36,18 @@ class Frame:
 class Packer:
     """Puts messages into frames, in their order and as many into each as there is room for.
 
-    A message of more than `MAX_PLAIN_BYTES` has a frame of its own, as large as the peer reads: it
+    A message of more than `shared_bytes` has a frame of its own, as large as the peer reads: it
     would gain nothing by company.
     """
 
-    def __init__(self, max_bytes: int = limits.MAX_MESSAGE_BYTES) -> None:
+    def __init__(
+        self,
+        max_bytes: int = limits.MAX_MESSAGE_BYTES,
+        shared_bytes: int = limits.MAX_PLAIN_BYTES,
+    ) -> None:
         """`max_bytes` of a frame are what the peer reads; WELCOME says so."""
         self._max_bytes = max_bytes
-        self._shared_bytes = min(max_bytes, limits.MAX_PLAIN_BYTES)
+        self._shared_bytes = min(max_bytes, shared_bytes, limits.MAX_PLAIN_BYTES)
         self._frames: list[Frame] = []
         self._parts: list[bytes] = []
         self._messages: list[Message] = []

@@ -9,8 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.probing.responder import Responder
-from wanspec_kernels.serving.endpoint import Endpoint, EndpointConfig
+from wanspec_kernels.serving.drafters import DrafterSocket, now_ms
 from wanspec_kernels.wire.keys import AllowList, load_secret
 
 
@@ -19,17 +20,10 @@ async def main(kind: str, folder: Path, descriptors: int) -> None:
     secret, allowed = load_secret(folder / "server.secret"), AllowList(folder / "enrolled")
     bind = "tcp://127.0.0.1:*"
     if kind == "endpoint":
-        endpoint = Endpoint(
-            bind,
-            secret=secret,
-            allowed=allowed,
-            vocabulary=bytes(32),
-            config=EndpointConfig(),
-            on_offer=lambda: None,
-            on_leave=lambda _: None,
-        )
-        await endpoint.start()
-        print(endpoint.address, flush=True)
+        exchange = Exchange(vocabulary=bytes(32), vocab_size=50, now=now_ms())
+        drafters = DrafterSocket(bind, exchange=exchange, secret=secret, allowed=allowed)
+        await drafters.start()
+        print(drafters.address, flush=True)
         await answer()
     else:
         async with Responder(bind, secret=secret, allowed=allowed) as responder:
