@@ -40,11 +40,6 @@ ALLOWED = {
     "tests/tiny_models.py": {"tokenizer.decoder"},
     "wanspec_kernels/engine/model/compiled.py": {"layer.forward"},
     "tests/wire/keys/test_allow_list.py": {"wanspec_kernels.wire.keys.files.load_certificate"},
-    # These decode one request at a time.
-    "bench/virtual_faults.py": {"generation.offer"},
-    "wanspec_kernels/simulation/measures.py": {"generation.policy"},
-    "wanspec_kernels/simulation/liars.py": {"remote.drafter"},
-    "tests/simulation/test_faults.py": {"session.on_message", "type(home).begins"},
 }
 
 

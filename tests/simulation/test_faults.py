@@ -15,7 +15,8 @@ from bench.virtual_faults import (
     timed_scenario,
     under_faults,
 )
-from wanspec_kernels.control.home import DraftAtHome
+from drafter.session import Session
+from wanspec_kernels.engine.events import HomeBegan
 from wanspec_kernels.simulation.faults import KINDS, Faults
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.scenario import DrafterProfile, Machine, Scenario
@@ -48,26 +49,25 @@ def test_the_text_is_the_targets_own_under_any_faults(trace, first):
     assert min(seen.values()) > 10
 
 
-class Forgetful:
-    """A drafter's session that never sees the first COMMIT."""
+class Forgetful(Session):
+    """It never sees the first COMMIT."""
 
-    def __init__(self, session):
-        self._session, self.lost = session, []
-
-    def __getattr__(self, name):
-        return getattr(self._session, name)
+    def __init__(self, model, *, limits, shape):
+        super().__init__(model, limits=limits, shape=shape)
+        self.lost = []
 
     def on_message(self, message):
         if isinstance(message, Commit) and not self.lost:
             self.lost.append(message)
             return []
-        return self._session.on_message(message)
+        return super().on_message(message)
 
 
 def test_a_commit_that_a_drafter_missed_is_found_out(trace):
     """It asks for the text, and drafts on."""
-    world = World(Scenario(trace, (DrafterProfile(LinkProfile(20.0), shape=SHAPE),), tokens=60))
-    session = world.remotes[0].drafter = Forgetful(world.remotes[0].drafter)
+    drafter = DrafterProfile(LinkProfile(20.0), shape=SHAPE)
+    world = World(Scenario(trace, (drafter,), tokens=60), new_session=Forgetful)
+    session = world.remotes[0].drafter
     run = world.run()[0]
     assert session.lost
     assert run.token_ids == run.expected_ids
@@ -99,7 +99,7 @@ def test_a_home_drafter_slow_to_warm_up_is_soon_tried_again(trace):
         drafts = count(1)
 
         def late(event):
-            if isinstance(event, DraftAtHome) and next(drafts) in (2, 3):
+            if isinstance(event, HomeBegan) and next(drafts) in (2, 3):
                 world.clock.ahead_ms += late_ms
 
         world = World(Scenario(trace, (), home_shape=SHAPE, tokens=400, seed=1), late)

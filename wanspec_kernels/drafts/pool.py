@@ -184,19 +184,27 @@ class Pool:
         return select_likeliest(self.root, self.believed(), max_rows, max_depth)
 
     def as_draft(self, selection: Selection) -> Draft:
-        """A selection's rows, with what they are believed to be worth, to grow on."""
+        """Of a selection's rows those of sources that count, with what they are believed to be.
+
+        They are to be grown on, at home, which knows better than who does not count.
+        """
         tree, probabilities = selection.tree, selection.probabilities
-        codes = [
-            code_of(probabilities[row] / probabilities[parent])
-            for row, parent in enumerate(tree.parents)
-            if row > 0
-        ]
+        trusted = self.trusted()
+        place = {0: -1}  # by row: that in the draft
+        token_ids, parents, codes = [], [], []
+        for row in range(1, len(tree.parents)):
+            parent = tree.parents[row]
+            if parent in place and not trusted.isdisjoint(selection.sources[row]):
+                place[row] = len(token_ids)
+                token_ids.append(tree.token_ids[row])
+                parents.append(place[parent])
+                codes.append(code_of(probabilities[row] / probabilities[parent]))
         return Draft(
             self.request,
             self.length,
             self.check,
-            tree.token_ids[1:],
-            tuple(parent - 1 for parent in tree.parents[1:]),
+            tuple(token_ids),
+            tuple(parents),
             (),
             bytes(codes),
         )
@@ -227,6 +235,10 @@ class Pool:
     def believed(self) -> dict[int, Believed]:
         """How far each source's drafts count."""
         return {source: self.worths.believed(source) for source in self._enrolled}
+
+    def trusted(self) -> set[int]:
+        """Sources of credit: those to count on."""
+        return {source for source, b in self.believed().items() if b.credit >= TRUSTED}
 
     def _learn(self, root: PoolNode, child: PoolNode | None) -> None:
         """A token was decided below `root`: what had the sources said of it?"""

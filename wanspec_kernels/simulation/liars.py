@@ -6,13 +6,15 @@ answers each commit at once, in no time, whatever its window would allow. `LIES`
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
-from drafter.session import Counters
+from drafter.growth import GrowthShape
+from drafter.session import Limits, Session
 from wanspec_kernels.simulation.scenario import Scenario
-from wanspec_kernels.simulation.traced import PROMPT
+from wanspec_kernels.simulation.traced import PROMPT, TracedProposer
 from wanspec_kernels.simulation.world import World
-from wanspec_kernels.wire import Close, Commit, Draft, Message, Open, check_of
+from wanspec_kernels.wire import Close, Commit, Draft, Error, Message, Open, check_of
 from wanspec_kernels.wire.confidence import UNKNOWN, code_of
 
 SURE, MODEST, HUMBLE = code_of(1.0), code_of(0.25), code_of(2**-12)
@@ -189,28 +191,30 @@ LIES: tuple[Lie, ...] = (
 )
 
 
-class Liar:
-    """In the place of a drafter's session."""
+class Liar(Session):
+    """Drafts nothing with its model, of which it only knows the texts."""
 
     busy = False
     num_unsent = 0
 
-    def __init__(self, lie: Lie, texts: dict[int, Sequence[int]], vocab_size: int) -> None:
-        self.counters = Counters()
-        self._lie, self._texts, self._vocab_size = lie, texts, vocab_size
+    def __init__(
+        self, lie: Lie, model: TracedProposer, *, limits: Limits, shape: GrowthShape
+    ) -> None:
+        super().__init__(model, limits=limits, shape=shape)
+        self._lie, self._model = lie, model
         self._told: dict[int, Told] = {}
 
-    def on_message(self, message: Message) -> list[Draft]:
+    def on_message(self, message: Message) -> list[Message]:
         match message:
             case Open(request=request, token_ids=token_ids):
                 known = self._told.get(request)
                 if known is None:
                     self._told[request] = known = Told(
                         request,
-                        self._texts[request],
+                        (*PROMPT, *self._model.texts[request].token_ids),
                         len(token_ids),
                         len(token_ids),
-                        self._vocab_size,
+                        self._model.vocab_size,
                         Random(request),
                     )
                 known.length = len(token_ids)
@@ -225,12 +229,12 @@ class Liar:
         drafts = self._lie(told)
         told.sent += drafts
         self.counters.num_nodes += sum(len(draft.token_ids) for draft in drafts)
-        return drafts
+        return [*drafts]
 
     def drafts(self, max_nodes: int | None = None) -> list[Draft]:
         return []
 
-    def step(self) -> list[Message]:
+    def step(self) -> list[Error]:
         return []
 
     def reset(self) -> None:
@@ -239,10 +243,4 @@ class Liar:
 
 def deceived(scenario: Scenario, lie: Lie) -> World:
     """The scenario's world, in which all drafters tell this lie."""
-    world = World(scenario)
-    texts: dict[int, Sequence[int]] = {
-        n: [*PROMPT, *text.token_ids] for n, text in world.texts.items()
-    }
-    for remote in world.remotes:
-        remote.drafter = Liar(lie, texts, scenario.trace.vocab_size)  # type: ignore[assignment]
-    return world
+    return World(scenario, new_session=partial(Liar, lie))

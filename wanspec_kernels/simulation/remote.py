@@ -3,11 +3,12 @@
 from collections.abc import Callable, Generator
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import simpy
 
 from drafter.connection import Connection
+from drafter.growth import GrowthShape
 from drafter.session import Limits, Session
 from wanspec_kernels.simulation.link import Carried, OneWay
 from wanspec_kernels.simulation.scenario import DrafterProfile
@@ -15,6 +16,12 @@ from wanspec_kernels.simulation.traced import TracedProposer
 from wanspec_kernels.wire import Hello
 
 VOCABULARY = bytes(32)
+
+
+class NewSession(Protocol):
+    """Makes a drafter's state machine: `Session`, or one of its kind that is told to misbehave."""
+
+    def __call__(self, model: TracedProposer, *, limits: Limits, shape: GrowthShape) -> Session: ...
 
 
 class Remote:
@@ -33,6 +40,7 @@ class Remote:
         *,
         max_requests: int,
         seed: int,
+        new_session: NewSession,
         hear: Callable[["Remote", bytes], None],
         gone: Callable[["Remote"], None],
     ) -> None:
@@ -41,7 +49,7 @@ class Remote:
         link, begin = profile.link, Random(f"{seed} {number}").random()
         self.up = OneWay(link, f"{seed} {number} up", link.up_ms, begin)
         self.down = OneWay(link, f"{seed} {number} down", link.down_ms, begin)
-        self.drafter = Session(
+        self.drafter = new_session(
             proposer, limits=Limits(max_requests, profile.max_nodes), shape=profile.shape
         )
         self.busy_ms = 0.0

@@ -94,7 +94,7 @@ class TracedProposer:
         self.vocab_size = vocab_size
         self.rows = 0  # computed
         self.context = 0  # attended to, of all passes
-        self._texts = texts
+        self.texts = texts
         self._context = context
 
     def new_store(self) -> KeyValueStore:
@@ -105,7 +105,7 @@ class TracedProposer:
         for drafting, plan in planned:
             self.rows += len(plan.slots)
             growth = drafting.growth
-            text = self._texts[growth.request.request]
+            text = self.texts[growth.request.request]
             index = growth.length - len(PROMPT)
             self.context += self._context + growth.length
             most = max(growth.shape.max_children, growth.shape.max_root_children)

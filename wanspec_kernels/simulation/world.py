@@ -6,6 +6,7 @@ from typing import Any
 import simpy
 
 from drafter.home import HomeDrafter
+from drafter.session import Session
 from wanspec_kernels.control.home import DraftAtHome
 from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.engine.events import Committed, Finished
@@ -18,7 +19,7 @@ from wanspec_kernels.engine.statistics import Statistics
 from wanspec_kernels.events import Event
 from wanspec_kernels.simulation.machine import Accelerator, Clock
 from wanspec_kernels.simulation.record import PassRun, Progress, Record, RequestRun
-from wanspec_kernels.simulation.remote import VOCABULARY, Remote
+from wanspec_kernels.simulation.remote import VOCABULARY, NewSession, Remote
 from wanspec_kernels.simulation.scenario import Scenario
 from wanspec_kernels.simulation.trace import Trace
 from wanspec_kernels.simulation.traced import PROMPT, TracedProposer, TracedText
@@ -34,10 +35,15 @@ class World:
     """Runs a scenario once; times are in ms of virtual time from 0.
 
     `on_event` is told all that the verifier's exchange and scheduler tell, as it happens.
+    `new_session` makes what every drafter elsewhere is.
     """
 
     def __init__(
-        self, scenario: Scenario, on_event: Callable[[Event], None] = lambda event: None
+        self,
+        scenario: Scenario,
+        on_event: Callable[[Event], None] = lambda event: None,
+        *,
+        new_session: NewSession = Session,
     ) -> None:
         s = self.scenario = scenario
         self.env = simpy.Environment()
@@ -66,6 +72,7 @@ class World:
                 TracedProposer(s.trace.vocab_size, self._drafted[number - 1], s.context),
                 max_requests=seats,
                 seed=s.seed,
+                new_session=new_session,
                 hear=self._hear,
                 gone=self._lose,
             )
