@@ -14,7 +14,7 @@ from wanspec_kernels.drafts.selection import (
     select_expanded,
     select_likeliest,
 )
-from wanspec_kernels.drafts.worth import Believed, Worths
+from wanspec_kernels.drafts.worth import TRUSTED, Believed, Worths
 from wanspec_kernels.tree import Expansion
 from wanspec_kernels.wire import Draft, check_of
 from wanspec_kernels.wire.confidence import code_of
