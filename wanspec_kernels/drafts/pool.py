@@ -191,7 +191,9 @@ class Pool:
         tree, probabilities = selection.tree, selection.probabilities
         trusted = self.trusted()
         place = {0: -1}  # by row: that in the draft
-        token_ids, parents, codes = [], [], []
+        token_ids: list[int] = []
+        parents: list[int] = []
+        codes: list[int] = []
         for row in range(1, len(tree.parents)):
             parent = tree.parents[row]
             if parent in place and not trusted.isdisjoint(selection.sources[row]):
