@@ -9,7 +9,6 @@ from tests.serving.fake_models import VOCAB_SIZE, continuation, guess
 from wanspec_kernels import events
 from wanspec_kernels.drafts.exchange import MOVES_MS, Exchange, ExchangeConfig
 from wanspec_kernels.drafts.outcome import Kind
-from wanspec_kernels.drafts.session import SessionConfig
 from wanspec_kernels.wire import (
     Close,
     Commit,
@@ -212,20 +211,25 @@ def test_who_declines_a_request_is_not_asked_and_another_is():
     }
 
 
-def test_who_is_always_late_is_asked_for_half_as_many():
-    town = Town(session=SessionConfig(heartbeat_ms=100_000))
+def test_who_is_late_with_replies_is_asked_for_half_as_many_and_then_for_more():
+    town = Town()
     for number in range(1, 9):
         town.open(number)
     town.join("slow", seats=8)
-    drafts = {number: town.draft(number, skill=0.0) for number in range(1, 9)}
-    for number in range(1, 9):
-        town.commit(number, 2)
-    for _ in range(3):
-        for draft in drafts.values():
-            town.say("slow", draft)
-    town.now += 26_000.0
-    town.heard()
-    assert sum(bool(town.exchange.drafters_of(number)) for number in range(1, 9)) == 4
+    (session,) = town.exchange.sessions
+    session.round_trip_ms, town.exchange.sources.round_ms = 20.0, 30.0
+
+    def served_after(reply_ms, ms):
+        town.exchange.sources.pace(session.source).reply_ms = reply_ms
+        for _ in range(int(ms / 250)):
+            town.now += 250.0
+            town.say("slow", Ping(int(town.now), 0))
+            town.heard()
+        return sum(bool(town.exchange.drafters_of(number)) for number in range(1, 9))
+
+    assert served_after(20.0 + 80.0, 3000.0) == 8
+    assert served_after(20.0 + 200.0, 1000.0) == 4
+    assert served_after(20.0 + 30.0, 3000.0) == 7
 
 
 def test_a_frame_that_was_not_sent_is_made_good():

@@ -331,7 +331,7 @@ class Exchange:
                 continue
             source = session.source
             load = sum(source in asked.sources for asked in self._asked.values())
-            self._keeping_up[source].judge(load, now)
+            self._keeping_up[source].judge(load, self._late_rounds(session), now)
         self._must_assign = True
         self._stale |= self._asked.keys()  # what was put off, or was lost
 
@@ -394,6 +394,13 @@ class Exchange:
             if asked.is_too_long and not session.knows(number)
         )
 
+    def _late_rounds(self, session: Session) -> float | None:
+        """Target passes that a drafter's replies take beyond the way there and back."""
+        pace = self.sources.paces.get(session.source)
+        if pace is None or pace.reply_ms is None or session.round_trip_ms is None:
+            return None
+        return (pace.reply_ms - session.round_trip_ms) / max(1e-3, self.sources.round_ms)
+
     def _update(self, text: DraftedText, source: int, now: float) -> None:
         """Bring one drafter up to a text."""
         peer = self._peers.get(source)
@@ -454,7 +461,6 @@ class Exchange:
             return False
         drafted.append(text)
         outcome = text.offer(session.source, draft, now)
-        self._keeping_up[session.source].observe(outcome.kind)
         if self.events.wanted:
             self.events.emit(events.Offered(session.source, draft, outcome))
         if outcome.kind is Kind.INVALID:

@@ -1,37 +1,32 @@
 """KeepingUp: for how many requests one drafter's drafts still come in time."""
 
-from wanspec_kernels.drafts.outcome import Kind
-
-MIN_DRAFTS = 16  # between two judgements
-TOO_LATE = 0.5  # of its drafts; then it is asked to draft for half as many requests
-GROWS_MS = 1000.0  # until it is tried with one more
+TOO_LATE_ROUNDS = 3.0  # A reply that takes so many target passes beyond the way knows an old text.
+IN_TIME_ROUNDS = 1.5
+JUDGED_MS = 1000.0  # between two changes
 
 
 class KeepingUp:
-    """Halves the seats that are used of a drafter which is mostly late, and raises them by one.
+    """Halves the seats that are used of a drafter that is late with its replies, or adds one.
 
-    A drafter that serves more requests than its link or its GPU can carry is late with all of them,
-    so what it says is stale when it comes.
+    A drafter that serves more requests than its link or its GPU can carry is late with all of them.
+    What its replies take beyond the way there and back is its own time, and grows with its load.
     """
 
     def __init__(self, max_seats: int, now: float) -> None:
         self.num_seats = self._max_seats = max_seats
-        self._num_drafts = self._num_stale = 0
         self._judged_ms = now
 
-    def observe(self, kind: Kind) -> None:
-        self._num_drafts += 1
-        self._num_stale += kind is Kind.STALE
+    def judge(self, num_requests: int, late_rounds: float | None, now: float) -> None:
+        """`num_requests` it drafts for, and is so many target passes late with replies.
 
-    def judge(self, num_requests: int, now: float) -> bool:
-        """Whether the seats have changed; `num_requests` is what it drafts for."""
-        if self._num_drafts >= MIN_DRAFTS and self._num_stale > TOO_LATE * self._num_drafts:
-            seats = max(1, min(self.num_seats, num_requests) // 2)
-        elif now - self._judged_ms >= GROWS_MS:
-            seats = min(self._max_seats, self.num_seats + 1)
+        None: no reply was timed.
+        """
+        if late_rounds is None or now - self._judged_ms < JUDGED_MS:
+            return
+        if late_rounds > TOO_LATE_ROUNDS:
+            self.num_seats = max(1, min(self.num_seats, num_requests) // 2)
+        elif late_rounds < IN_TIME_ROUNDS and self.num_seats < self._max_seats:
+            self.num_seats += 1
         else:
-            return False
-        changed, self.num_seats = seats != self.num_seats, seats
-        self._num_drafts = self._num_stale = 0
+            return
         self._judged_ms = now
-        return changed
