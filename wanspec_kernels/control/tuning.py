@@ -59,6 +59,11 @@ class Tuning:
     prior_coverage: float = 0.85
     prior_levels: float = 8.0
     prior_passes: float = 4.0
+    # Rows that may be free although no pass had as many: so many, or so many times what was tried.
+    # Below 64 an accelerator waits for its memory. Without a bound a newcomer's wide tree was tried
+    # with 1,024 rows: with 32 requests that cost two passes and a half.
+    untried_rows: int = 64
+    untried_growth: int = 4
     # Pass times: samples that a size keeps, passes after which one is forgotten, so that a pause is
     # not for ever, and how fast the slope over context fades. Contexts that differ by less than
     # `least_spread` tokens tell nothing of it: 2,000 tokens are 0.06 ms of an 8B model's pass.
