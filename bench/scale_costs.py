@@ -12,10 +12,10 @@ from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 from bench.replay import new_pool, record
-from wanspec_kernels.control.policies import AlwaysLocal
 from wanspec_kernels.engine.request import Limits
 from wanspec_kernels.simulation.link import LinkProfile
 from wanspec_kernels.simulation.measures import Measures, best_tree, measure
+from wanspec_kernels.simulation.rounds import Rounds
 from wanspec_kernels.simulation.scenario import REMOTE_SHAPE, DrafterProfile, Scenario
 from wanspec_kernels.simulation.traces import load
 from wanspec_kernels.wire import Commit, Draft, check_of, decode, encode
@@ -31,7 +31,8 @@ BATCH_RTT_MS = 12.0
 REPEATS = 15
 
 Result = TypeVar("Result")
-Mapped = Callable[[Callable[[Scenario], Measures], list[Scenario]], Iterable[Measures]]
+Run = Scenario | Rounds
+Mapped = Callable[[Callable[[Run], Measures], list[Run]], Iterable[Measures]]
 
 
 def scenario(tokens: int, seed: int) -> Scenario:
@@ -52,11 +53,9 @@ def slots(
     """Slot time a token: at home, best fixed tree and default policy, and by width and distance."""
     tuned = best_tree(scenario(tokens, 0))
     here = [scenario(tokens, seed) for seed in range(1, seeds + 1)]
-    rows = {
-        "home, fixed tree": [
-            replace(s, policy=AlwaysLocal(tuned.passes), home_shape=tuned.shape) for s in here
-        ],
-        "home, expected gain": here,
+    rows: dict[str, list[Run]] = {
+        "home, fixed tree": [tuned.rounds(s) for s in here],
+        "home, expected gain": [*here],
         "alone": [replace(s, home=None) for s in here],
     }
     places = [(width, rtt) for width in (WIDTH, WIDER) for rtt in ROUND_TRIPS_MS]

@@ -18,7 +18,8 @@ from wanspec_kernels.simulation.traces import load
 REPORT_KEYS = {
     "tokens", "target_passes", "tokens_per_target_pass", "identical_to_target_alone",
     "speedup_over_target_alone", "drafters", "round_trip_ms", "drafts", "remote_tokens_accepted",
-    "local_draft_passes", "wire_bytes_per_token", "seconds",
+    "home_tokens_accepted", "local_draft_passes", "wire_bytes_per_token", "seconds",
+    "seconds_target_alone", "requests",
 }  # fmt: skip
 
 
@@ -114,10 +115,17 @@ def test_a_text_ends_before_a_stop_string():
 @pytest.mark.alone
 def test_demo_is_identical_to_the_target_alone():
     """Unpaced, so that the test is short; T=0 is below, with a drafter struck."""
-    report = demo("--temperature", "0.8", "--max-tokens", "24", "--target-pass-ms", "0")
-    assert report.keys() >= REPORT_KEYS
+    options = ["--temperature", "0.8", "--max-tokens", "24", "--target-pass-ms", "0"]
+    report = demo(*options, "--requests", "8")
+    assert report.keys() == REPORT_KEYS
     assert report["identical_to_target_alone"] is True
-    assert report["tokens"] <= 6 * 24
+    requests = report["requests"]
+    assert all(request["identical_to_target_alone"] for request in requests)
+    assert [request["seed"] for request in requests] == [0] * 6 + [1] * 2
+    assert [request["name"] for request in requests[6:]] == [r["name"] for r in requests[:2]]
+    for key in ("tokens", "target_passes", "remote_tokens_accepted", "home_tokens_accepted"):
+        assert report[key] == sum(request[key] for request in requests)
+    assert report["tokens"] <= 8 * 24
     assert report["drafters"] == len(report["round_trip_ms"]) == 2
     assert report["round_trip_ms"][0] >= 20
     assert report["round_trip_ms"][1] >= 60
@@ -131,6 +139,7 @@ def test_demo_rejection_runs_with_sampled_drafts():
     report = demo("--rule", "rejection", "--max-tokens", "24", "--prompt", "def add(self, other):")
     assert report["drafts"]["invalid"] == 0
     assert report["tokens_per_target_pass"] > 1
+    assert len(report["requests"]) == 1
 
 
 @pytest.mark.alone
@@ -144,15 +153,18 @@ def test_demo_survives_drafters_struck_halfway():
     )  # fmt: skip
     assert process.stderr is not None
     processes = {}
+    struck_at = None
     for line in process.stderr:
         name, _, rest = line.partition(": process ")
         if name in blows:
             processes[name] = int(rest.split(",")[0])
-        if line.startswith("prompt 3:"):
+        if "of at most" in line and struck_at is None:  # a quarter of the tokens or more
+            struck_at = line
             for name, blow in blows.items():
                 os.kill(processes[name], blow)
     stdout, _ = process.communicate(timeout=100)
     assert process.returncode == 0
+    assert struck_at is not None
     report = json.loads(stdout)
     assert report["identical_to_target_alone"] is True
     assert report["speedup_over_target_alone"] > 0.95

@@ -43,6 +43,7 @@ NUMBERS = [
     (["demo"], "--seed", "-9223372036854775809", "9223372036854775808"),
     (["demo"], "--max-tokens", "0", None),
     (["demo"], "--drafters", "-1", "17"),
+    (["demo"], "--requests", "0", "65"),
     (["demo"], "--round-trip-ms", "-5", "20,10001"),
     (["demo"], "--target-pass-ms", "-1", "60001"),
     (TRACE, "--tokens", "0", None),

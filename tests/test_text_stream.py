@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cache
-from io import StringIO
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -18,7 +16,6 @@ from typer.testing import CliRunner
 from tests.tiny_models import make_tiny_model
 from wanspec_kernels.bundled import model_path
 from wanspec_kernels.cli import app
-from wanspec_kernels.demo import display
 from wanspec_kernels.engine.model import Target, TreeDecoder
 from wanspec_kernels.sampling import SamplingParams
 from wanspec_kernels.text_stream import CONTEXT, REPLACEMENT, TextStream
@@ -215,15 +212,3 @@ def test_generate_prints_a_text_to_its_end(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["generate", "once", *options])
     assert done.exit_code == 0, done.output
     assert done.stdout == decoded + "\n"
-
-
-def test_the_demo_prints_a_text_to_its_end() -> None:
-    tokenizer = tokenizer_of("byte-level")
-    console = Console(file=StringIO(), width=200)
-    terminal = display.Terminal(console, tokenizer)
-    for text in ("the end \ufffd", "a text\ufffd"):
-        terminal.prompt("name", "")
-        token_ids = tokenizer(text)["input_ids"]
-        terminal.tokens(token_ids, [None] * len(token_ids))
-        terminal.text_ended()
-        assert console.file.getvalue().endswith(text)

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.serving.fake_models import VOCAB_SIZE, continuation, guess, walk
-from wanspec_kernels.control.home import PATIENCE_PASSES, DraftAtHome
+from wanspec_kernels.control.home import DraftAtHome
+from wanspec_kernels.control.tuning import TUNING
 from wanspec_kernels.drafts.pool import Kind
 from wanspec_kernels.engine.events import Committed, Finished, News
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import PassPlan, Verdict
 from wanspec_kernels.engine.request import Limits, Request
 from wanspec_kernels.engine.scheduler import (
-    MAX_HOME_PASSES,
     RefusedError,
     Scheduler,
     SchedulerLimits,
@@ -99,8 +99,8 @@ class Run:
         A pass is thought to take as long as those that have been seen.
         """
         target_ms = max(FIRST_GUESS_MS, LONGEST_PASS_MS)
-        at_home = PATIENCE_PASSES * MAX_HOME_PASSES if self.home else 0.0
-        assert ms <= (SchedulerLimits().max_wait_passes + at_home) * target_ms
+        at_home = TUNING.home_patience_passes * TUNING.max_home_passes if self.home else 0.0
+        assert ms <= (TUNING.max_wait_passes + at_home) * target_ms
         self.longest_wait_ms = max(self.longest_wait_ms, ms)
 
     def _pass_ms(self, plan: PassPlan) -> float:
@@ -138,9 +138,9 @@ class Run:
             sequence = self.rng.choice(list(self.scheduler.sequences.values()))
             source = self.rng.choice(SOURCES)
             if kind < 0.25:
-                sequence.retire(source)
+                sequence.text.retire(source)
             elif kind < 0.4 or source not in sequence.pool.enrolled:
-                sequence.enrol(source, 20.0)
+                sequence.text.enrol(source, str(source), 20.0)
             else:
                 self._offer(sequence.number, source)
 

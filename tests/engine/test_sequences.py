@@ -67,7 +67,7 @@ def test_a_stop_token_ends_the_text_with_it():
 def test_the_targets_positions_bound_trees_and_text():
     limits = Limits(max_length=len(PROMPT) + 4)
     scheduler, sequence = scheduler_of(Request(PROMPT, 20), limits=limits)
-    sequence.enrol(1, 10.0)
+    sequence.text.enrol(1, str(1), 10.0)
 
     def offers():
         wide = guess(Random(0), sequence.token_ids, 1, 9, request=sequence.number, branches=3)
@@ -82,7 +82,7 @@ def test_the_targets_positions_bound_trees_and_text():
 
 def test_tokens_past_max_tokens_are_not_committed():
     scheduler, sequence = scheduler_of(Request(PROMPT, 2))
-    sequence.enrol(1, 10.0)
+    sequence.text.enrol(1, str(1), 10.0)
     plan, now = plan_of(scheduler, 0.0)
     scheduler.verdict([Verdict(sequence.number, (9,), ())], now + TARGET_MS)
     draft = guess(Random(0), (*PROMPT, 9), 1, 5, request=sequence.number)
@@ -99,7 +99,7 @@ def test_tokens_past_max_tokens_are_not_committed():
 def test_a_draft_in_mid_pass_counts_and_its_tokens_name_who_drafted():
     scheduler, sequence = scheduler_of(Request(PROMPT, 20))
     for source in (1, 2):
-        sequence.enrol(source, 10.0)
+        sequence.text.enrol(source, str(source), 10.0)
     _, now = plan_of(scheduler, 0.0)
     text = continuation(PROMPT, 5)
     sequence.offer(2, guess(Random(0), PROMPT, 1, 5, request=1, branches=0), 1.0)
@@ -118,7 +118,7 @@ def test_a_draft_in_mid_pass_counts_and_its_tokens_name_who_drafted():
 )
 def test_a_verdict_that_is_no_path_is_refused(tokens, nodes):
     scheduler, sequence = scheduler_of(Request(PROMPT, 20))
-    sequence.enrol(1, 10.0)
+    sequence.text.enrol(1, str(1), 10.0)
     sequence.offer(1, guess(Random(0), PROMPT, 1, 5, request=1, branches=0), 0.0)
     _, now = plan_of(scheduler, 0.0)
     with pytest.raises(ValueError, match="verdict: expected"):
@@ -148,7 +148,7 @@ def test_open_shares_the_seed_only_where_it_may(fields, seed, at_home):
 def test_an_early_draft_that_proves_invalid_names_its_source():
     request = Request(PROMPT, 20, Sampling(rule="rejection", num_draws=1))
     _, sequence = scheduler_of(request)
-    sequence.enrol(1, 10.0)
+    sequence.text.enrol(1, str(1), 10.0)
     first = guess(Random(1), (*PROMPT, 9), 1, 1, request=1, branches=0)
     for token in (1, 2):
         draws = Expansion(-1, (0,), (1, 2), (1, 1))

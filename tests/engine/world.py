@@ -7,18 +7,14 @@ from random import Random
 
 from tests.serving.fake_models import VOCAB_SIZE, continuation, guess, walk
 from wanspec_kernels.control.home import DraftAtHome
+from wanspec_kernels.control.tuning import TUNING
 from wanspec_kernels.drafts.exchange import Exchange, ExchangeConfig
 from wanspec_kernels.drafts.session import SessionConfig
+from wanspec_kernels.engine.events import Committed, Finished
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.plan import PassPlan, Verdict
 from wanspec_kernels.engine.request import Limits, Request
-from wanspec_kernels.engine.scheduler import (
-    MAX_HOME_PASSES,
-    Committed,
-    Finished,
-    Scheduler,
-    SchedulerLimits,
-)
+from wanspec_kernels.engine.scheduler import Scheduler, SchedulerLimits
 from wanspec_kernels.wire import (
     Close,
     Commit,
@@ -205,11 +201,11 @@ class World:
     @property
     def bound_ms(self):
         """Of what an idle target may wait."""
-        wait_ms = SchedulerLimits().max_wait_passes * TARGET_MS
+        wait_ms = TUNING.max_wait_passes * TARGET_MS
         if self.scheduler.home is None:
             return wait_ms
         paused_ms = PATIENCE_MS if self.home_pauses else 0.0
-        return wait_ms + MAX_HOME_PASSES * HOME_MS + paused_ms
+        return wait_ms + TUNING.max_home_passes * HOME_MS + paused_ms
 
     def submit(self, prompt):
         self._to_come -= 1

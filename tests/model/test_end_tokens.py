@@ -50,7 +50,7 @@ def text_of_one_pass(folder: Path, prompt: list[int], drafted: list[int]) -> Seq
     pages = PageBook(target.cache.num_pages, target.cache.page_size)
     scheduler = Scheduler(vocab_size=target.vocab_size, pages=pages)
     sequence = scheduler.submit(request, 0.0)
-    sequence.enrol(1)
+    sequence.text.enrol(1, "drafter")
     parents = tuple(range(-1, len(drafted) - 1))
     draft = Draft(sequence.number, len(prompt), check_of(prompt), tuple(drafted), parents)
     assert sequence.offer(1, draft, 0.0).kind is Kind.NEW

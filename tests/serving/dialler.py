@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 
 import zmq
@@ -17,11 +18,12 @@ from tests.serving.fake_models import (
     guess,
 )
 from wanspec_kernels.control.pass_times import PassTimes
+from wanspec_kernels.control.tuning import TUNING
 from wanspec_kernels.drafts.exchange import Exchange
 from wanspec_kernels.engine.engine import Engine
 from wanspec_kernels.engine.pages import PageBook
 from wanspec_kernels.engine.request import Request
-from wanspec_kernels.engine.scheduler import Scheduler, SchedulerLimits
+from wanspec_kernels.engine.scheduler import Scheduler
 from wanspec_kernels.serving.drafters import DrafterSocket, now_ms
 from wanspec_kernels.wire import (
     Close,
@@ -41,7 +43,7 @@ VOCABULARY = bytes(range(32))
 PROMPT = (3, 1, 4, 1, 5)
 TARGET_MS = 5.0  # is what a pass is taken to last
 # Home is asked whenever it may bring anything: what it costs here is this machine's affair.
-FREE_HOME = SchedulerLimits(home_price=-1.0)
+FREE_HOME = replace(TUNING, home_price=-1.0)
 HELLO = Hello(VOCABULARY, "fake", 4, 256, 0)
 
 
@@ -54,6 +56,10 @@ class FlatTimes(PassTimes):
     @property
     def context_ms(self):
         return 0.0
+
+    @property
+    def typical_ms(self):
+        return TARGET_MS
 
 
 class Verifier:
@@ -71,7 +77,8 @@ class Verifier:
         self.scheduler = Scheduler(
             vocab_size=VOCAB_SIZE,
             pages=PageBook(len(runner.slots), PAGE_SIZE),
-            batch=batch or FREE_HOME,
+            batch=batch,
+            tuning=FREE_HOME,
             times=FlatTimes(),
             exchange=exchange,
             home=home is not None,

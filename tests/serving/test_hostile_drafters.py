@@ -322,9 +322,7 @@ def test_a_drafter_that_floods_one_request_does_not_starve_the_others(keys):
                 for n in range(20)
             ]
             refused = num_refused(verifier)
-            flooding = asyncio.create_task(
-                flood(verifier, keys, [encode_frame([draft]) for draft in wide])
-            )
+            flooding = asyncio.create_task(flood(verifier, keys, wide))
             await until_idly(lambda: num_refused(verifier) > refused or flooding.done())
             texts = verifier.exchange.texts
             honest = {s.source for s in verifier.sessions if s.key != keys["first"].public.decode()}

@@ -7,7 +7,7 @@ from drafter.growth import GrowthShape
 from drafter.home import HomeDrafter
 from tests.drafter.test_growth import open_request, paths_of
 from tests.drafter.test_session import VOCAB, FakeModel
-from tests.serving.dialler import FREE_HOME, PROMPT, at_work, run, text_of, texts_are_right, until
+from tests.serving.dialler import PROMPT, at_work, run, text_of, texts_are_right, until
 from tests.serving.fake_models import PAGE_SIZE, FakeHome, FakeRunner, continuation
 from wanspec_kernels.engine.scheduler import SchedulerLimits
 from wanspec_kernels.wire import MAX_PROMPT_TOKENS, Close, Commit, Error, ErrorCode, Open
@@ -17,7 +17,6 @@ NOTE = f"OPEN holds {MAX_PROMPT_TOKENS} at most"
 BATCH = SchedulerLimits(
     max_rows=2 * MAX_PROMPT_TOKENS,
     chunk_rows=2 * MAX_PROMPT_TOKENS,
-    home_price=FREE_HOME.home_price,
 )
 
 

@@ -45,6 +45,7 @@ class Home:
         self.until_ms = 0.0  # how long the pass under way is waited for
         self._read: dict[int, int] = {}  # tokens that it has read of each request's text
         self._reading: dict[int, int] = {}  # and will have after the pass under way
+        self._unsettled: tuple[int, float] | None = None  # size and begin of the last pass
         self._samples = self._retries = 0
         self._ended_ms = self._last_ms = 0.0
 
@@ -86,12 +87,7 @@ class Home:
         """The pass under way has ended; of the `unread` requests it has not read all the text."""
         assert self._began_ms is not None
         if not unread and not self._has_read():
-            self._last_ms = max(1e-3, min(now, self.until_ms) - self._began_ms)
-            self._times.observe(len(self.asked), 0, self._last_ms)
-            self._ended_ms = now
-            self._samples += 1
-            if self._samples >= self._tuning.pass_samples:
-                self._retries = 0
+            self._unsettled = (len(self.asked), self._began_ms)
         for request, length in self._reading.items():
             if request not in unread:
                 self._read[request] = length
@@ -99,6 +95,19 @@ class Home:
         self._began_ms = None
         self.asked = frozenset()
         self.passes += 1
+
+    def settle(self, now: float) -> None:
+        """What the last pass brought has been merged: what it cost counts up to here."""
+        if self._unsettled is None:
+            return
+        size, began_ms = self._unsettled
+        self._unsettled = None
+        self._last_ms = max(1e-3, min(now, self.until_ms) - began_ms)
+        self._times.observe(size, 0, self._last_ms)
+        self._ended_ms = now
+        self._samples += 1
+        if self._samples >= self._tuning.pass_samples:
+            self._retries = 0
 
     def _has_read(self) -> bool:
         """The pass under way has taken in more than news."""

@@ -52,8 +52,8 @@ class Written:
     text: Text = field(default_factory=Text)
 
     def __post_init__(self) -> None:
-        shown = self.prompt.text.splitlines()[-PROMPT_LINES:]
-        self.text.append("\n".join(shown), "dim")
+        shown = self.prompt.text.splitlines(keepends=True)[-PROMPT_LINES:]
+        self.text.append("".join(shown), "dim")
 
 
 class Plain(Observer):
@@ -112,7 +112,7 @@ def table(report: dict[str, Any], target_pass_ms: float, rule: str) -> Table:
         same = "no: `rejection` keeps the distribution, not the text"
     rows.add_row("tokens", f"{report['tokens']} of {len(report['requests'])} texts at once")
     rows.add_row("tokens of a text in a target pass", f"{report['tokens_per_target_pass']:.2f}")
-    rows.add_row("target pass", f"paced to {target_pass_ms:g} ms, as a 70B model's")
+    rows.add_row("target pass", f"paced to {target_pass_ms:g} ms, as a large model's")
     rows.add_row("time", f"{report['seconds']:.2f} s; alone {report['seconds_target_alone']:.2f} s")
     rows.add_row("speed-up over the target alone", f"{report['speedup_over_target_alone']:.2f}×")
     rows.add_row("identical to the target alone", same)

@@ -191,7 +191,9 @@ class Pool:
         tree, probabilities = selection.tree, selection.probabilities
         trusted = self.trusted()
         place = {0: -1}  # by row: that in the draft
-        token_ids, parents, codes = [], [], []
+        token_ids: list[int] = []
+        parents: list[int] = []
+        codes: list[int] = []
         for row in range(1, len(tree.parents)):
             parent = tree.parents[row]
             if parent in place and not trusted.isdisjoint(selection.sources[row]):
@@ -208,35 +210,6 @@ class Pool:
             (),
             bytes(codes),
         )
-
-    def follow(self, path: Sequence[int]) -> tuple[int, bool, frozenset[int]]:
-        """How far a path leads, whether nothing to count on hangs there, and who brought that."""
-        node, depth = self._trie.root, 0
-        for token in path:
-            child = node.children.get(token)
-            if child is None:
-                break
-            node, depth = child, depth + 1
-        is_open = credit_below(node, self.believed()) < TRUSTED
-        return depth, is_open, frozenset(node.sources)
-
-    def missed(self, path: Sequence[int]) -> list[bool | None]:
-        """For each token of a path that remotes of credit had drafted beside: did home hold it?
-
-        None: home had drafted nothing there.
-        """
-        found: list[bool | None] = []
-        node = self._trie.root
-        trusted = self.trusted()
-        for token in path:
-            child = node.children.get(token)
-            sources = {source for each in node.children.values() for source in each.sources}
-            if sources & trusted - {HOME} and (child is None or child.sources.keys() <= {HOME}):
-                found.append(child is not None if HOME in sources else None)
-            if child is None:
-                break
-            node = child
-        return found
 
     def content(self) -> dict[tuple[int, ...], tuple[frozenset[int], dict[int, Expansion]]]:
         """By path below the root: the sources, and their draws (tokens in place of indices)."""

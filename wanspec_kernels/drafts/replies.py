@@ -7,7 +7,6 @@ from wanspec_kernels.drafts.selection import Selection
 from wanspec_kernels.drafts.sources import Sources
 
 MAX_COMMITS_TIMED = 64
-SILENT_ROUNDS = 1.5  # a remote not heard for so long, and a reply more, has gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +49,6 @@ class Replies:
     def retire(self, source: int) -> None:
         self._newest.pop(source, None)
         self._heard_ms.pop(source, None)
-
-    def soonest_ms(self, among: Container[int], now: float) -> float | None:
-        """The soonest reply, after a commit, of a remote that counts and has not fallen silent."""
-        patience_ms = SILENT_ROUNDS * self._sources.round_ms
-        return min(
-            (
-                pace.reply_ms
-                for source, pace in self._sources.paces.items()
-                if source in among
-                and self._sources.counts(source)
-                and pace.reply_ms is not None
-                and pace.heard_ms is not None
-                and now - pace.heard_ms < pace.reply_ms + patience_ms
-            ),
-            default=None,
-        )
 
     def arrivals(self, among: Container[int], selection: Selection) -> tuple[Arrival, ...]:
         """What is to come of each remote next, and when."""

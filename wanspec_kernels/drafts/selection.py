@@ -1,9 +1,8 @@
 """Selection: the part of a pool that one target pass verifies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from math import log2
 
 from wanspec_kernels.drafts.pool_node import PoolNode
 from wanspec_kernels.drafts.worth import LEAST_TRUST, Believed
@@ -43,42 +42,6 @@ class Selection:
         """The part of it at rows that this source brought, and may be growing."""
         rows = zip(self.probabilities, self.openness, self.sources, strict=True)
         return sum([p * share for p, share, sources in rows if source in sources])
-
-    @property
-    def entropy_bits(self) -> float:
-        """The highest entropy of a next token along the likeliest path, as far as it goes."""
-        parents, probabilities = self.tree.parents, self.probabilities
-        shares: dict[int, list[float]] = {}
-        heir: dict[int, int] = {}  # the likeliest child of each row: the first in the order
-        for row in range(1, len(parents)):
-            above = parents[row]
-            shares.setdefault(above, []).append(probabilities[row] / probabilities[above])
-            heir.setdefault(above, row)
-        highest, row = 0.0, 0
-        while row in heir:
-            rest = max(0.0, 1.0 - sum(shares[row]))
-            highest = max(highest, -sum(p * log2(p) for p in (*shares[row], rest) if p > 0))
-            row = heir[row]
-        return highest
-
-    def share_of(self, row: int) -> float:
-        """A row's probability, over that of its likeliest sibling: the first, under `match`."""
-        best = self.tree.parents.index(self.tree.parents[row])
-        return self.probabilities[row] / self.probabilities[best]
-
-    def depth_without(self, source: int, path: Sequence[int]) -> int:
-        """How far a path leads along rows that others than this source brought."""
-        rows = {
-            (self.tree.parents[row], self.tree.token_ids[row]): row
-            for row, sources in enumerate(self.sources)
-            if any(each != source for each in sources)
-        }
-        at = depth = 0
-        for token in path:
-            if (at, token) not in rows:
-                break
-            at, depth = rows[at, token], depth + 1
-        return depth
 
     def depth_of(self, source: int) -> int:
         """How deep this source's own rows reach."""

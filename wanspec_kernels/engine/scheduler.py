@@ -238,6 +238,8 @@ class Scheduler:
         if self.home is not None and self.home.is_awaited(now):
             self._wake_ms = self.home.until_ms
             return None
+        if self.home is not None:
+            self.home.settle(now)
         reading, deciding = self._reading()
         chosen, context = self._choose(reading, deciding)
         drafting = self._draft(deciding, chosen, context, now)

@@ -100,15 +100,6 @@ class Sequence:
     def open_message(self, max_nodes: int, *, home: bool = False) -> Open:
         return self.text.open_message(max_nodes, home=home)
 
-    def max_nodes_of(self, source: int, most: int) -> int:
-        return self.text.max_nodes_of(source, most)
-
-    def enrol(self, source: int, round_trip_ms: float | None = None) -> None:
-        self.text.enrol(source, str(source), round_trip_ms)
-
-    def retire(self, source: int) -> None:
-        self.text.retire(source)
-
     def offer(self, source: int, draft: Draft, now: float) -> Outcome:
         return self.text.offer(source, draft, now)
 
