@@ -78,7 +78,8 @@ class PassTimes:
     def _most_ms(self, rows: int) -> float:
         """What takes longer was a pause: no pass takes more than in proportion to its rows."""
         ms, typical_rows = self._typical
-        return self._tuning.max_round_passes * ms * max(1.0, rows / typical_rows)
+        few = max(typical_rows, self._tuning.few_rows)
+        return self._tuning.max_round_passes * ms * max(1.0, rows / few)
 
     def row_ms(self, rows: int) -> float:
         """Of one row more, on average up to twice as many."""
