@@ -31,10 +31,12 @@ def write(results: dict[str, Any]) -> None:
 
 
 def about(results: dict[str, Any]) -> str:
-    return (
-        f"Virtual time, commit {results['machine']['commit']}, `python -m bench.batches`, "
-        f"{results['seconds'] / 60:.0f} minutes."
-    )
+    parts = [
+        f"{name} at commit {results['measured'][part]['commit']} "
+        f"({results['measured'][part]['seconds'] / 60:.0f} minutes)"
+        for part, name in (("loads", "paces"), ("useless", "useless drafters"))
+    ]
+    return f"Virtual time, `python -m bench.batches`: {' and '.join(parts)}."
 
 
 def speeds(results: dict[str, Any]) -> str:

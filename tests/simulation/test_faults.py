@@ -89,7 +89,7 @@ def test_faults_leave_co_located_speculation(trace):
 def test_a_clock_that_jumps_in_homes_first_drafts_costs_little(trace):
     """Seconds that one took are no reason to do without home for a minute."""
     one = timed_scenario(trace, 168, 120)
-    assert under_faults(one)[0] <= 1.1 * co_located_ms(one, CO_LOCATED)
+    assert under_faults(one)[0] <= 1.1 * World(one).run()[0].elapsed_ms
 
 
 def test_a_home_drafter_slow_to_warm_up_is_soon_tried_again(trace):

@@ -47,7 +47,8 @@ class Home:
         self._reading: dict[int, int] = {}  # and will have after the pass under way
         self._unsettled: tuple[int, float] | None = None  # size and begin of the last pass
         self._samples = self._retries = 0
-        self._ended_ms = self._last_ms = 0.0
+        self._last_ms = 0.0
+        self._idle_ms = self._weighed_ms = 0.0  # since its last pass, up to when it was last asked
 
     @property
     def is_busy(self) -> bool:
@@ -58,7 +59,11 @@ class Home:
 
     def pass_ms(self, requests: int, target_ms: float, now: float) -> float:
         """What a draft pass for so many is expected to take."""
-        if self._samples and now - self._ended_ms > self._retry_ms:
+        # A longer step was a pause, or a clock that jumped, and home was not idle for it.
+        most_ms = self._tuning.home_patience_passes * target_ms
+        self._idle_ms += min(now - self._weighed_ms, most_ms)
+        self._weighed_ms = now
+        if self._samples and self._idle_ms > self._retry_ms:
             self._times = PassTimes(sizes=SIZES, tuning=self._tuning)
             self._samples = 0
             self._retries += 1
@@ -104,7 +109,7 @@ class Home:
         self._unsettled = None
         self._last_ms = max(1e-3, min(now, self.until_ms) - began_ms)
         self._times.observe(size, 0, self._last_ms)
-        self._ended_ms = now
+        self._idle_ms, self._weighed_ms = 0.0, now
         self._samples += 1
         if self._samples >= self._tuning.pass_samples:
             self._retries = 0

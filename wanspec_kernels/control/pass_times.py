@@ -16,7 +16,8 @@ class PassTimes:
     has room for so many rows and costs the same when some are empty; it never falls. Of a size's
     samples the lower quartile counts, since a pause only ever adds to one. A size that was not
     tried lies on the line between its neighbours, on that of the two largest below it, or on that
-    from nothing to the smallest: it looks cheap until it has been tried, twice.
+    from nothing to the smallest: it looks cheap until it has been tried, twice. But past a few
+    times what was tried it is taken to cost in proportion, so that no single trial is dear.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class PassTimes:
     def _most_ms(self, rows: int) -> float:
         """What takes longer was a pause: no pass takes more than in proportion to its rows."""
         ms, typical_rows = self._typical
-        return self._tuning.max_round_passes * ms * max(1.0, rows / typical_rows)
+        few = max(typical_rows, self._tuning.few_rows)
+        return self._tuning.max_round_passes * ms * max(1.0, rows / few)
 
     def row_ms(self, rows: int) -> float:
         """Of one row more, on average up to twice as many."""
@@ -114,7 +116,7 @@ class PassTimes:
 
     def _between(self, known: dict[int, float]) -> list[float]:
         if not known:
-            return [self._first_guess_ms] * len(self.sizes)
+            return [self._untried_ms(self._first_guess_ms, 1, rows) for rows in self.sizes]
         points = sorted(known)
         found = []
         for size, rows in enumerate(self.sizes):
@@ -126,8 +128,15 @@ class PassTimes:
                 found.append(self._line(known, left, right, rows))
             else:
                 left, right = points[max(0, above - 2)], points[above - 1]
-                found.append(self._line(known, left, right, rows))
+                ms = self._untried_ms(known[right], self.sizes[right], rows)
+                found.append(max(ms, self._line(known, left, right, rows)))
         return found
+
+    def _untried_ms(self, ms: float, tried: int, rows: int) -> float:
+        """The least that so many rows are taken to cost, where the most that was tried took `ms`."""
+        tuning = self._tuning
+        free = max(tuning.untried_rows, tuning.untried_growth * tried)
+        return ms * max(1.0, rows / free)
 
     def _line(self, known: dict[int, float], left: int, right: int, rows: int) -> float:
         if left == right:

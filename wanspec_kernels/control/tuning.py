@@ -59,6 +59,15 @@ class Tuning:
     prior_coverage: float = 0.85
     prior_levels: float = 8.0
     prior_passes: float = 4.0
+    # Rows that may be free although no pass had as many: so many, or so many times what was tried.
+    # Below 64 an accelerator waits for its memory. Without a bound a newcomer's wide tree was tried
+    # with 1,024 rows: with 32 requests that cost two passes and a half.
+    untried_rows: int = 64
+    untried_growth: int = 4
+    # Up to so many rows a pass takes `max_round_passes` of a single row's at most, on a CPU as well.
+    # In proportion from one row on, two jumps of the clock by 1.5 s were taken for the price of 64
+    # rows, and a text under faults took 1.66 times as long with trees of 4.
+    few_rows: int = 16
     # Pass times: samples that a size keeps, passes after which one is forgotten, so that a pause is
     # not for ever, and how fast the slope over context fades. Contexts that differ by less than
     # `least_spread` tokens tell nothing of it: 2,000 tokens are 0.06 ms of an 8B model's pass.

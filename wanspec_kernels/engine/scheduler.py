@@ -59,6 +59,7 @@ class _Pass:
     plan: PassPlan
     selections: dict[int, Selection]
     context: int
+    home_passes: int  # before it
     began_ms: float | None = None
 
     @property
@@ -373,12 +374,22 @@ class Scheduler:
                 # Of the text, what has slots: not yet its last token.
                 self.pages.written(part.request, sequence.token_ids[: sequence.num_written])
         assert self._free_ms is not None
-        most_ms = self._tuning.max_round_passes * self.times.typical_ms
+        most_ms = self._most_round_ms(running, now)
         self._rate.observe(tokens, len(verdicts), min(now - self._free_ms, most_ms))
         self.exchange.sources.round_ms = self.times.typical_ms
         self._free_ms = now if self._active else None
         self._wake_ms = now
         return events
+
+    def _most_round_ms(self, running: _Pass, now: float) -> float:
+        """What a round takes whose parts take as long as they do: the rest was a pause."""
+        typical_ms = self.times.typical_ms
+        pass_ms = max(typical_ms, self.times.ms(running.plan.num_rows, running.context))
+        most_ms = pass_ms + self._tuning.max_wait_passes * typical_ms
+        if self.home is not None and running.home_passes:
+            home_ms = self.home.pass_ms(len(running.selections), typical_ms, now)
+            most_ms += running.home_passes * home_ms
+        return most_ms
 
     def failed(self, now: float) -> list[News]:
         """The pass under way raised: the requests that took part in it end."""
@@ -551,7 +562,7 @@ class Scheduler:
         for part in parts:
             self.sequences[part.request].state = State.RUNNING
             self.sequences[part.request].pool.pass_begins()
-        self._running = _Pass(PassPlan(tuple(parts)), trees, context)
+        self._running = _Pass(PassPlan(tuple(parts)), trees, context, self._home_passes)
         if self._has_waited and self._free_ms is not None and self.events.wanted:
             self.events.emit(Waited(now - self._free_ms, now))
         self._has_waited = False
