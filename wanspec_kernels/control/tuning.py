@@ -65,8 +65,8 @@ class Tuning:
     untried_rows: int = 64
     untried_growth: int = 4
     # Up to so many rows a pass takes `max_round_passes` of a single row's at most, on a CPU as well.
-    # In proportion from one row on, two jumps of the clock by 1.5 s were taken for the price of 64
-    # rows, and a text under faults took 1.66 times as long with trees of 4.
+    # In proportion from one row on, jumps of the clock by 1.5 s were taken for the price of 64 rows,
+    # and a text under faults took 1.66 times as long, with trees of 4.
     few_rows: int = 16
     # Pass times: samples that a size keeps, passes after which one is forgotten, so that a pause is
     # not for ever, and how fast the slope over context fades. Contexts that differ by less than
