@@ -159,7 +159,8 @@ def study(workers: int, only: set[str]) -> Iterator[dict[str, Any]]:
         """Each part says by itself what it was measured of."""
         seconds = round(time.perf_counter() - started, 1)
         measured = {part: {"commit": commit, "seconds": seconds} for part in only}
-        return {"machine": describe(), "measured": {**earlier.get("measured", {}), **measured}, **found}
+        both = {**earlier.get("measured", {}), **measured}
+        return {"machine": describe(), "measured": both, **found}
 
     with ProcessPoolExecutor(workers) as pool:
         futures = {

@@ -89,7 +89,8 @@ def test_rows_cost_what_they_cost(trace):
     more_ms = (rounds[0].rows_per_pass - 1) / rounds[0].tokens_per_pass
     assert rounds[1].latency_ms == pytest.approx(rounds[0].latency_ms + more_ms, rel=0.01)
     # The scheduler learns it, and takes fewer.
-    assert measure(dear).rows_per_pass < 0.5 * measure(free).rows_per_pass
+    learnt = [measure(replace(one, tokens=300)).rows_per_pass for one in (free, dear)]
+    assert learnt[1] < 0.5 * learnt[0]
 
 
 def test_a_near_drafter_saves_home_passes_at_no_more_latency(trace):
@@ -131,11 +132,11 @@ def test_a_restart_goes_on_with_the_texts(trace):
 
 def test_drafters_that_are_shared_have_a_part_of_the_requests_each(trace):
     world = World(
-        Scenario(trace, (near(), near()), shares_drafters=True, requests=3, tokens=20, home=None)
+        Scenario(trace, (near(), near()), shares_drafters=True, requests=4, tokens=20, home=None)
     )
     world.start()
     world.env.run(until=20.0)
-    assert [remote.drafter.requests for remote in world.remotes] == [(1, 3), (2,)]
+    assert [remote.drafter.requests for remote in world.remotes] == [(1, 3), (2, 4)]
 
 
 def test_more_requests_get_fewer_rows_each(trace):
@@ -147,7 +148,7 @@ def test_more_requests_get_fewer_rows_each(trace):
         return measure(one).rows_per_pass
 
     one, some, many = rows(1), rows(8), rows(64)
-    assert one > 2 * some > 2 * many
+    assert one > 1.5 * some > 1.5 * many
     assert many > 1.5
 
 
@@ -244,7 +245,7 @@ def test_a_link_that_stalled_when_measured_slows_a_run(trace):
     calm = LinkProfile(10.0, up_ms=(0.0,) * 50, down_ms=(0.0,) * 50, measured_every_ms=4.0)
     rough = replace(calm, up_ms=(0.0,) * 25 + (80.0,) * 25)
     found = [
-        measure(Scenario(trace, (DrafterProfile(link),), home=None, tokens=60))
+        measure(Scenario(trace, (DrafterProfile(link),), home=None, tokens=300))
         for link in (LinkProfile(10.0), calm, rough)
     ]
     assert found[0] == found[1]
@@ -310,10 +311,13 @@ def run_until(world, at_ms):
     world.env.run(until=at_ms)
 
 
-def test_an_idle_drafter_sends_its_tree_by_the_pace_alone(trace):
+def test_an_idle_drafter_sends_its_tree_as_the_link_answers(trace):
     world = idle(trace, max_nodes=600)
     run_until(world, 75.0 + 149.0)  # half a round trip for the request; no answer yet
     drafter = world.remotes[0].drafter
+    assert 0 < drafter.counters.num_nodes < 600  # the first window
+    assert (drafter.busy, drafter.num_unsent > 0) == (False, True)
+    world.env.run(until=75.0 + 10 * 150.0)
     assert drafter.counters.num_nodes >= 600
     assert (drafter.busy, drafter.num_unsent) == (False, 0)
 

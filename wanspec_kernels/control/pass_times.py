@@ -116,7 +116,7 @@ class PassTimes:
 
     def _between(self, known: dict[int, float]) -> list[float]:
         if not known:
-            return [self._untried_ms(self._first_guess_ms, 1, rows) for rows in self.sizes]
+            return [self._first_guess_ms] * len(self.sizes)
         points = sorted(known)
         found = []
         for size, rows in enumerate(self.sizes):
@@ -133,7 +133,7 @@ class PassTimes:
         return found
 
     def _untried_ms(self, ms: float, tried: int, rows: int) -> float:
-        """The least that so many rows are taken to cost, where the most that was tried took `ms`."""
+        """The least that so many rows are taken to cost; the most that was tried took `ms`."""
         tuning = self._tuning
         free = max(tuning.untried_rows, tuning.untried_growth * tried)
         return ms * max(1.0, rows / free)

@@ -36,8 +36,8 @@ class Tuning:
     # Of the target, that a round waits for drafts: the one bounded wait that a useless drafter may
     # cost. It is older than this file, and no experiment here chose it.
     max_wait_passes: float = 0.4
-    # Of the target: what a round took longer is no pace but a pause, as of a clock that jumped.
-    # With such rounds counted, a text under faults took 1.16 times as long (tests/simulation).
+    # Of a typical pass: what one took longer is no pace but a pause, as of a clock that jumped. A
+    # round counts for as long as its parts take. With longer ones counted, a text under faults took 1.16 times as long (tests/simulation).
     max_round_passes: float = 4.0
     # Shorter waits could follow each other without end, for want of digits.
     least_wait_ms: float = 0.1
@@ -59,14 +59,14 @@ class Tuning:
     prior_coverage: float = 0.85
     prior_levels: float = 8.0
     prior_passes: float = 4.0
-    # Rows that may be free although no pass had as many: so many, or so many times what was tried.
-    # Below 64 an accelerator waits for its memory. Without a bound a newcomer's wide tree was tried
-    # with 1,024 rows: with 32 requests that cost two passes and a half.
+    # Rows that may be free though no pass had as many: so many, or so many times what was tried.
+    # Below 64 an accelerator waits for its memory. Without a bound a newcomer's wide tree was
+    # tried with 1,024 rows: with 32 requests that cost two passes and a half.
     untried_rows: int = 64
     untried_growth: int = 4
-    # Up to so many rows a pass takes `max_round_passes` of a single row's at most, on a CPU as well.
-    # In proportion from one row on, two jumps of the clock by 1.5 s were taken for the price of 64
-    # rows, and a text under faults took 1.66 times as long with trees of 4.
+    # Up to so many rows a pass takes `max_round_passes` of a single row's at most, on a CPU too.
+    # In proportion from one row on, jumps of the clock by 1.5 s were taken for the price of 64
+    # rows, and a text under faults took 1.66 times as long, with trees of 4.
     few_rows: int = 16
     # Pass times: samples that a size keeps, passes after which one is forgotten, so that a pause is
     # not for ever, and how fast the slope over context fades. Contexts that differ by less than

@@ -65,7 +65,7 @@ class DrafterProfile:
 class Scenario:
     trace: Trace
     drafters: tuple[DrafterProfile, ...] = ()
-    shares_drafters: bool = False  # Each request has one of them, in turn; else it has all.
+    shares_drafters: bool = False  # They have seats for one each, or one more; else for all.
     target: Machine = field(default_factory=lambda: Machine(30.0))
     home: Machine | None = field(default_factory=lambda: Machine(3.0))
     # Home drafts on the target's accelerator: a pass of the one waits for the other's end.
