@@ -37,7 +37,8 @@ class Tuning:
     # cost. It is older than this file, and no experiment here chose it.
     max_wait_passes: float = 0.4
     # Of a typical pass: what one took longer is no pace but a pause, as of a clock that jumped. A
-    # round counts for as long as its parts take. With longer ones counted, a text under faults took 1.16 times as long (tests/simulation).
+    # round counts for as long as its parts take. With longer ones counted, a text under faults
+    # took 1.16 times as long (tests/simulation).
     max_round_passes: float = 4.0
     # Shorter waits could follow each other without end, for want of digits.
     least_wait_ms: float = 0.1
